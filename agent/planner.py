@@ -1,0 +1,168 @@
+"""From feedback to work units: what to generate for the samples the model finds hard.
+
+Decides how many images each source gets, their seeds, prompts, strength and guidance, and cuts them into GPU batches.
+Knows nothing of HTTP, of the broker or of how images are made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from protocol.errors import InvalidRequest, UnknownClass, UnknownSource
+from protocol.messages import (
+    ClassShortage,
+    Feedback,
+    Guidance,
+    MarginalSample,
+    Scheduler,
+    Steps,
+    Unit,
+    WeightsRef,
+    WorkRow,
+    WorkUnit,
+    sample_id,
+    seed_of,
+)
+
+
+class PlannerConfig(BaseModel):
+    """How feedback becomes work. Defaults are GenDataAgent's (appendix E) where the paper gives them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images_per_sample: int = Field(default=5, ge=1, le=1000)  # m: images for each marginal sample
+    init: bool = True  # start from the marginal sample itself (img2img); false: from noise
+    strength: Unit = 0.75  # of img2img: 0 returns the sample, 1 forgets it
+    guidance_scale: Guidance = 7.5  # classifier-free guidance; 0 to 1 is off, high is typical but less diverse
+    negative_prompt: str | None = None  # text-conditioned weights only
+    prompt: str = "a photo of {class_name}"  # used where the sample has no caption
+    captioned_prompt: str = "a photo of {class_name}, which is {caption}"
+    steps: Steps = 50  # denoising steps of the whole schedule; img2img runs strength times as many
+    scheduler: Scheduler = "ddim"
+    unit_size: int = Field(default=32, ge=1, le=4096)  # rows in a work unit: one GPU batch
+    max_per_class: int | None = Field(default=None, ge=1)  # budget of one feedback for each class; None: no limit
+
+
+def plan(
+    feedback: Feedback,
+    config: PlannerConfig,
+    weights: WeightsRef,
+    classes: Sequence[str],
+    known: Callable[[str], bool],
+) -> list[WorkUnit]:
+    """Cut a feedback into work units. The same arguments give the same units, down to the seeds.
+
+    Args:
+        feedback: what the model finds hard.
+        weights: the weight set that every unit is pinned to.
+        classes: class names of these weights; empty when they are text-conditioned and take any class.
+        known: whether the service's dataset holds a sample id.
+
+    Raises:
+        UnknownClass: the weights do not know a class of the feedback.
+        UnknownSource: an init image is wanted of a sample that the service lacks and that came without pixels.
+        InvalidRequest: a source is named twice.
+    """
+    _check(feedback, config, classes, known)
+    rows = list(_within_budget(_rows(feedback, config), config.max_per_class))
+    groups = [
+        (config.strength if config.init else 1.0, [row for row in rows if not row.source_id.startswith("class:")]),
+        (1.0, [row for row in rows if row.source_id.startswith("class:")]),
+    ]
+    chunks = [
+        (strength, group[start : start + config.unit_size])
+        for strength, group in groups
+        for start in range(0, len(group), config.unit_size)
+    ]
+    fingerprint = feedback.fingerprint()
+    return [
+        WorkUnit(
+            id=f"{feedback.run}.{feedback.feedback}.{number}.{fingerprint}",
+            run=feedback.run,
+            feedback=feedback.feedback,
+            unit=number,
+            units=len(chunks),
+            model_version=feedback.model_version,
+            weights=weights,
+            steps=config.steps,
+            scheduler=config.scheduler,
+            strength=strength,
+            rows=chunk,
+        )
+        for number, (strength, chunk) in enumerate(chunks)
+    ]
+
+
+def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], known: Callable[[str], bool]) -> None:
+    repeated = [name for name, count in Counter(s.sample_id for s in feedback.samples).items() if count > 1]
+    repeated += [name for name, count in Counter(s.class_name for s in feedback.classes).items() if count > 1]
+    if repeated:
+        raise InvalidRequest(f"feedback names {repeated[0]!r} twice: send each source once", param="samples")
+    for wanted in (*feedback.samples, *feedback.classes):
+        if classes and wanted.class_name not in classes:
+            raise UnknownClass(
+                f"the weights in use do not know class {wanted.class_name!r}; they know {', '.join(classes[:20])}. "
+                "Adapt the generator to this dataset first (`onthefly adapt`), or name other weights in `model`",
+                param="class_name",
+            )
+    for sample in feedback.samples:
+        if config.init and sample.pixels is None and not known(sample.sample_id):
+            raise UnknownSource(
+                f"sample {sample.sample_id!r} is not in the service's dataset: mount the same dataset on both sides, "
+                "send `pixels` with the feedback, or set agent.init = false",
+                param="sample_id",
+            )
+
+
+def _rows(feedback: Feedback, config: PlannerConfig) -> Iterator[WorkRow]:
+    """All rows the feedback asks for, sources in the feedback's order."""
+    per_sample = feedback.images_per_sample or config.images_per_sample
+    for sample in feedback.samples:
+        init = sample.sample_id if config.init and sample.pixels is None else None
+        for index in range(per_sample):
+            yield _row(feedback, config, sample, sample.sample_id, index, init)
+    for shortage in feedback.classes:
+        for index in range(shortage.images):
+            yield _row(feedback, config, shortage, f"class:{shortage.class_name}", index, None)
+
+
+def _row(
+    feedback: Feedback,
+    config: PlannerConfig,
+    wanted: MarginalSample | ClassShortage,
+    source: str,
+    index: int,
+    init: str | None,
+) -> WorkRow:
+    caption = getattr(wanted, "caption", None)
+    template = config.captioned_prompt if caption else config.prompt
+    identity = sample_id(feedback.run, feedback.feedback, source, index)
+    return WorkRow(
+        sample_id=identity,
+        source_id=source,
+        index=index,
+        seed=seed_of(identity),
+        label=wanted.label,
+        class_name=wanted.class_name,
+        prompt=template.replace("{class_name}", wanted.class_name).replace("{caption}", caption or ""),
+        negative_prompt=config.negative_prompt,
+        guidance_scale=config.guidance_scale,
+        init_id=init,
+    )
+
+
+def _within_budget(rows: Iterator[WorkRow], max_per_class: int | None) -> Iterator[WorkRow]:
+    """At most `max_per_class` rows of each class, taken evenly from its sources: all first images before any second."""
+    listed = list(rows)
+    if max_per_class is None:
+        return iter(listed)
+    spent: Counter[str] = Counter()
+    within: set[str] = set()
+    for row in sorted(listed, key=lambda row: row.index):  # stable: the feedback's order within an index
+        if spent[row.class_name] < max_per_class:
+            spent[row.class_name] += 1
+            within.add(row.sample_id)
+    return (row for row in listed if row.sample_id in within)

@@ -1,0 +1,1 @@
+"""Settings of whole runs, one TOML file each."""

@@ -1,0 +1,167 @@
+"""What may share a GPU batch, and which batch is next. Pure bookkeeping: no threads, no clock of its own, no torch.
+
+Rows share a batch when their compatibility keys are equal; prompt, seed, class, guidance value and init image are per
+row. Two lanes, synchronous requests and queued work units, take turns when both wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from generator_service.backends.interface import OnStep, Row, Sampling, WeightSet
+from protocol.messages import WeightsRef
+
+Lane = Literal["request", "queue"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Rows with equal keys may share a batch. Size and dtype are the backend's own, one of each in a process."""
+
+    backend: str
+    weights: WeightsRef
+    sampling: Sampling  # steps, scheduler, guided or not; and strength, since multistep solvers carry state
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a generation's future gives."""
+
+    images: np.ndarray  # uint8 [rows, H, W, 3]
+    started: float  # unix seconds; the denoising interval of its batches
+    finished: float
+
+
+@dataclass(eq=False)
+class Generation:
+    """What one caller wants: rows that share weights and settings."""
+
+    weights: WeightSet
+    sampling: Sampling
+    rows: list[Row]
+    lane: Lane = "request"
+    alone: bool = False  # never merged with others and never split, so that its pixels are reproducible to the bit
+    on_step: OnStep = lambda done, total: None  # called from the compute thread
+    future: Future[Generated] = field(default_factory=Future)
+
+    # bookkeeping of the batcher and the engine
+    arrived: float = 0.0
+    taken: int = 0  # rows that went into batches
+    images: list[np.ndarray] = field(default_factory=list)  # of the batches that ended
+    started: float | None = None
+    cancelled: bool = False
+    settled: bool = False  # its future has, or is about to get, a result
+
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()  # only the engine ends it: see Engine.cancel
+
+    @property
+    def key(self) -> Key:
+        return Key(self.weights.backend, self.weights.ref, self.sampling)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to denoise together: slices of generations, in order."""
+
+    parts: list[tuple[Generation, slice]]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for generation, part in self.parts for row in generation.rows[part]]
+
+    @property
+    def generations(self) -> list[Generation]:
+        return [generation for generation, _ in self.parts]
+
+
+class Batcher:
+    """Generations that wait, and the next batch of them. Not thread-safe."""
+
+    def __init__(self, max_batch: int, window_s: float):
+        """
+        Args:
+            max_batch: rows in a merged batch. A generation that runs alone may be larger.
+            window_s: how long a batch that is not full waits for more rows.
+        """
+        self._max_batch, self._window_s = max_batch, window_s
+        self._lanes: dict[Lane, deque[Generation]] = {"request": deque(), "queue": deque()}
+        self._order: deque[Lane] = deque(("request", "queue"))
+        self._batch_end = float("-inf")
+
+    def add(self, generation: Generation, now: float) -> None:
+        generation.arrived = now
+        self._lanes[generation.lane].append(generation)
+
+    def remove(self, generation: Generation) -> None:
+        """Forget the rows of a generation that still wait, if any."""
+        lane = self._lanes[generation.lane]
+        if generation in lane:
+            lane.remove(generation)
+
+    def drain(self) -> list[Generation]:
+        """Forget everything that waits, and return it."""
+        waiting = [generation for lane in self._lanes.values() for generation in lane]
+        for lane in self._lanes.values():
+            lane.clear()
+        return waiting
+
+    def waiting_rows(self, lane: Lane) -> int:
+        return sum(len(generation.rows) - generation.taken for generation in self._lanes[lane])
+
+    def batch_ended(self, now: float) -> None:
+        """The window counts from here too: callers that were just answered may have more, and batches stay full."""
+        self._batch_end = now
+
+    def take(self, now: float) -> Batch | None:
+        """The next batch; None while nothing waits or all of it may still fill up (see `due`)."""
+        for lane in tuple(self._order):
+            for lead in self._leads(lane):
+                if self._size(lead) >= self._max_batch or self._ripe(lead) <= now:
+                    self._order.remove(lane)
+                    self._order.append(lane)
+                    return self._merge(lead)
+        return None
+
+    def due(self) -> float | None:
+        """When `take` will have a batch if nothing else arrives; None: nothing waits."""
+        return min((self._ripe(lead) for lane in self._lanes for lead in self._leads(lane)), default=None)
+
+    def _leads(self, lane: Lane) -> list[Generation]:
+        """The oldest generation of each key in a lane, oldest first."""
+        oldest: dict[object, Generation] = {}
+        for generation in self._lanes[lane]:
+            oldest.setdefault(generation if generation.alone else generation.key, generation)
+        return list(oldest.values())
+
+    def _ripe(self, lead: Generation) -> float:
+        if lead.alone:
+            return lead.arrived
+        return max(lead.arrived, self._batch_end) + self._window_s
+
+    def _mates(self, lead: Generation) -> list[Generation]:
+        if lead.alone:
+            return [lead]
+        lanes = sorted(self._lanes, key=lambda lane: lane != lead.lane)  # the lead's own lane first
+        return [g for lane in lanes for g in self._lanes[lane] if not g.alone and g.key == lead.key]
+
+    def _size(self, lead: Generation) -> int:
+        return sum(len(mate.rows) - mate.taken for mate in self._mates(lead))
+
+    def _merge(self, lead: Generation) -> Batch:
+        parts, room = [], len(lead.rows) if lead.alone else self._max_batch
+        for mate in self._mates(lead):
+            count = min(room, len(mate.rows) - mate.taken)
+            if count == 0:
+                break
+            parts.append((mate, slice(mate.taken, mate.taken + count)))
+            mate.taken += count
+            room -= count
+            if mate.taken == len(mate.rows):
+                self._lanes[mate.lane].remove(mate)
+        return Batch(parts)

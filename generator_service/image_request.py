@@ -1,0 +1,183 @@
+"""From an OpenAI-shaped image request to rows for the engine, or the error that says what to change.
+
+A documented field that cannot be honoured is refused by name. Knows nothing of HTTP nor of who runs the rows.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from generator_service.backends.interface import Row, Sampling, WeightSet
+from protocol.codec import image_from_base64
+from protocol.errors import InvalidRequest, UnknownClass, UnsupportedField
+from protocol.messages import Guidance, ImageGenerationRequest, Scheduler, Steps, Unit
+
+MAX_SEED = 2**63 - 1
+SHOWN_CLASSES = 20
+
+
+class ImageDefaults(BaseModel):
+    """What a request that leaves a field out gets."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Steps = 50  # denoising steps of the whole schedule; fewer is faster and coarser
+    scheduler: Scheduler = "ddim"
+    guidance_scale: Guidance = 4.0  # 0 to 1: off; high: typical of its class, less diverse
+    strength: Unit = 0.75  # of img2img: 0 returns the init image, 1 forgets it
+    max_pixels: int = Field(default=16_000_000, ge=1)  # of an init image; larger ones are refused
+
+
+@dataclass(frozen=True)
+class ImageOrder:
+    """A request that can be served: what to run, and what its reply says."""
+
+    request: ImageGenerationRequest
+    weights: WeightSet
+    sampling: Sampling
+    rows: list[Row]
+    label: int | None
+    class_name: str | None
+
+
+def order(
+    request: ImageGenerationRequest,
+    weights: WeightSet,
+    conditioning: str,
+    native_size: tuple[int, int],
+    defaults: ImageDefaults,
+) -> ImageOrder:
+    """Check a request against what the weights can do.
+
+    Args:
+        conditioning: "class" or "text".
+        native_size: (height, width) that the backend makes.
+
+    Raises:
+        UnsupportedField, UnknownClass, InvalidImage, InvalidRequest: `param` names the field.
+    """
+    _check_openai_fields(request)
+    _check_size(request.size, native_size)
+    label = _label(request, weights.classes, conditioning)
+    if conditioning == "class" and request.negative_prompt is not None:
+        raise UnsupportedField(
+            "weights conditioned on classes take no negative prompt: leave negative_prompt out", param="negative_prompt"
+        )
+    image, strength = _init_image(request, defaults)
+    count = request.n or 1
+    seed = request.seed if request.seed is not None else secrets.randbelow(2**53)  # exact in a JSON number
+    if seed + count - 1 > MAX_SEED:
+        raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", param="seed")
+    guidance = request.guidance_scale if request.guidance_scale is not None else defaults.guidance_scale
+    rows = [
+        Row(
+            seed=seed + index,
+            label=label,
+            guidance_scale=guidance,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            image=image,
+        )
+        for index in range(count)
+    ]
+    sampling = Sampling(
+        steps=request.num_inference_steps or defaults.steps,
+        scheduler=request.scheduler or defaults.scheduler,
+        strength=strength,
+        guided=guidance > 1.0,
+    )
+    class_name = weights.classes[label] if label is not None else None
+    return ImageOrder(request, weights, sampling, rows, label, class_name)
+
+
+def _check_openai_fields(request: ImageGenerationRequest) -> None:
+    served = {
+        "quality": (None, "auto"),
+        "style": (None,),
+        "background": (None, "auto", "opaque"),
+        "moderation": (None, "auto"),
+        "stream": (None, False),
+        "partial_images": (None, 0),
+    }
+    for name, values in served.items():
+        value = getattr(request, name)
+        if value not in values:
+            allowed = " or ".join(repr(value) for value in values if value is not None)
+            advice = f"use {allowed}, or leave it out" if allowed else "leave it out"
+            raise UnsupportedField(f"{name} = {value!r} is not served here: {advice}", param=name)
+    if request.output_compression is not None and request.output_format in (None, "png"):
+        raise UnsupportedField(
+            "png is lossless: leave output_compression out, or choose output_format jpeg or webp",
+            param="output_compression",
+        )
+
+
+def _check_size(size: str | None, native_size: tuple[int, int]) -> None:
+    height, width = native_size
+    if size in (None, "auto", f"{width}x{height}"):
+        return
+    if not re.fullmatch(r"[0-9]+x[0-9]+", size):
+        raise InvalidRequest(f"size must look like {width}x{height}, or be auto", param="size")
+    raise UnsupportedField(f"these weights make {width}x{height} images only: use that, or no size", param="size")
+
+
+def _init_image(request: ImageGenerationRequest, defaults: ImageDefaults):
+    """(uint8 image or None, strength). Without an image the strength is 1: from noise."""
+    if request.image is None:
+        if request.strength is not None:
+            raise InvalidRequest("strength says how far to leave the init image: send image too", param="strength")
+        return None, 1.0
+    image = image_from_base64(request.image, max_pixels=defaults.max_pixels)
+    return image, request.strength if request.strength is not None else defaults.strength
+
+
+def _label(request: ImageGenerationRequest, classes: tuple[str, ...], conditioning: str) -> int | None:
+    """Index of the class that the request names, in class_label or else in its prompt; None for text conditioning."""
+    wanted = request.class_label
+    if conditioning != "class":
+        if wanted is not None:
+            raise UnsupportedField("these weights read the prompt: leave class_label out", param="class_label")
+        return None
+    if isinstance(wanted, int):
+        if not 0 <= wanted < len(classes):
+            raise UnknownClass(
+                f"class_label {wanted} is out of range: these weights have {len(classes)} classes, from 0",
+                param="class_label",
+            )
+        return wanted
+    if isinstance(wanted, str):
+        if wanted not in classes:
+            raise UnknownClass(f"no class {wanted[:100]!r}: {_listing(classes)}", param="class_label")
+        return classes.index(wanted)
+    return _named_in(request.prompt, classes)
+
+
+def _named_in(prompt: str, classes: tuple[str, ...]) -> int:
+    if prompt.strip() in classes:
+        return classes.index(prompt.strip())
+    for flags in (re.NOFLAG, re.IGNORECASE):
+        found = {match.casefold() if flags else match for match in _any_class(classes, flags).findall(prompt)}
+        named = [i for i, name in enumerate(classes) if (name.casefold() if flags else name) in found]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            names = ", ".join(classes[index] for index in named[:SHOWN_CLASSES])
+            raise UnknownClass(f"the prompt names {names}: name one class, or send class_label", param="prompt")
+    raise UnknownClass(f"the prompt names no class: {_listing(classes)}, or send class_label", param="prompt")
+
+
+@lru_cache(maxsize=32)
+def _any_class(classes: tuple[str, ...], flags: re.RegexFlag) -> re.Pattern[str]:
+    """Matches any class name as a whole word, the longest at each place."""
+    names = "|".join(re.escape(name) for name in sorted(classes, key=len, reverse=True))
+    return re.compile(rf"(?<!\w)(?:{names})(?!\w)", flags)
+
+
+def _listing(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:SHOWN_CLASSES])
+    return f"use one of {shown}" + (f" ... ({len(classes)} in all)" if len(classes) > SHOWN_CLASSES else "")

@@ -1,0 +1,168 @@
+"""The job table: what long work was asked for, how far it is, and its events.
+
+Written by whoever runs a job (any thread), read by HTTP handlers (an event loop). Does not know what a job does nor how
+it is stopped: cancelling is a callable given from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from protocol.errors import Cancelled, OnTheFlyError, QueueFull, UnknownJob
+from protocol.messages import Job, JobEvent, JobStatus
+
+FINISHED = ("succeeded", "failed", "cancelled")
+
+
+class JobRecord:
+    """One job and its event log. Thread-safe."""
+
+    def __init__(self, kind: str, steps: int | None, max_events: int):
+        self._lock = threading.Lock()
+        self._job = Job(id=uuid.uuid4().hex, type=kind, status="queued", created=time.time(), steps=steps)
+        self._events: deque[JobEvent] = deque(maxlen=max_events)
+        self._followers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._cancel: Callable[[], None] | None = None
+        self._cancel_asked = False
+        self._seq = 0
+        with self._lock:
+            self._log("status", {"status": "queued"})
+
+    @property
+    def job(self) -> Job:
+        return self._job
+
+    @property
+    def finished(self) -> bool:
+        return self._job.status in FINISHED
+
+    # ------------------------------------------------------------ written by the runner
+
+    def on_cancel(self, cancel: Callable[[], None]) -> None:
+        """How to stop this job; called at most once, at once when that was asked for already."""
+        with self._lock:
+            self._cancel = cancel
+            asked = self._cancel_asked
+        if asked:
+            cancel()
+
+    def progress(self, step: int, steps: int, **data: float) -> None:
+        """One step done. The first call turns the job to running."""
+        with self._lock:
+            if self.finished:
+                return
+            if self._job.status == "queued":
+                self._update(status="running", started=time.time())
+                self._log("status", {"status": "running"})
+            self._update(step=step, steps=steps)
+            self._log("progress", {"step": step, "steps": steps, **data})
+
+    def succeed(self, result: dict[str, Any]) -> None:
+        self._finish("succeeded", result=result)
+
+    def fail(self, error: OnTheFlyError) -> None:
+        """End the job; Cancelled ends it as cancelled."""
+        self._finish("cancelled" if isinstance(error, Cancelled) else "failed", problem=error.to_problem())
+
+    def _finish(self, status: JobStatus, **outcome: Any) -> None:
+        with self._lock:
+            if self.finished:
+                return
+            self._update(status=status, finished=time.time(), **outcome)
+            self._log("end", self._job.model_dump(mode="json"))
+            self._cancel = None
+
+    # ------------------------------------------------------------ read by handlers
+
+    def cancel(self) -> None:
+        """Ask the runner to stop; the job ends when it did. A finished job stays as it is."""
+        with self._lock:
+            first = not (self._cancel_asked or self.finished)
+            self._cancel_asked = True
+            cancel = self._cancel
+        if first and cancel is not None:
+            cancel()
+
+    async def follow(self, after: int, keep_alive_s: float) -> AsyncIterator[JobEvent | None]:
+        """Events with seq > `after`, in order, until the end; None each `keep_alive_s` without one."""
+        changed = asyncio.Event()
+        with self._lock:
+            self._followers[changed] = asyncio.get_running_loop()
+        try:
+            while True:
+                changed.clear()
+                with self._lock:
+                    fresh = [event for event in self._events if event.seq > after]
+                for event in fresh:
+                    yield event
+                    after = event.seq
+                if (fresh and fresh[-1].kind == "end") or (not fresh and self.finished):
+                    return
+                try:
+                    await asyncio.wait_for(changed.wait(), keep_alive_s)
+                except TimeoutError:
+                    yield None
+        finally:
+            with self._lock:
+                del self._followers[changed]
+
+    # ------------------------------------------------------------ with the lock held
+
+    def _update(self, **fields: Any) -> None:
+        self._job = self._job.model_copy(update=fields)
+
+    def _log(self, kind: str, data: dict[str, Any]) -> None:
+        self._seq += 1
+        self._events.append(JobEvent(seq=self._seq, job=self._job.id, kind=kind, time=time.time(), data=data))
+        for changed, loop in self._followers.items():
+            loop.call_soon_threadsafe(changed.set)
+
+
+class JobTable:
+    """Jobs by id, newest last. Finished ones go when there are too many. Thread-safe."""
+
+    def __init__(self, max_jobs: int = 1000, max_unfinished: int = 100, max_events: int = 1000):
+        """
+        Args:
+            max_jobs: jobs remembered, finished ones included.
+            max_unfinished: jobs queued or running; one more raises QueueFull.
+            max_events: events kept of each job, the latest ones.
+        """
+        self._lock = threading.Lock()
+        self._records: OrderedDict[str, JobRecord] = OrderedDict()
+        self._max_jobs, self._max_unfinished, self._max_events = max_jobs, max_unfinished, max_events
+
+    def create(self, kind: str, steps: int | None = None) -> JobRecord:
+        record = JobRecord(kind, steps, self._max_events)
+        with self._lock:
+            unfinished = sum(not known.finished for known in self._records.values())
+            if unfinished >= self._max_unfinished:
+                raise QueueFull(f"{unfinished} jobs wait or run already: try again later, or cancel some")
+            self._records[record.job.id] = record
+            done = [key for key, known in self._records.items() if known.finished]
+            for key in done[: max(0, len(self._records) - self._max_jobs)]:
+                del self._records[key]
+        return record
+
+    def get(self, job_id: str) -> JobRecord:
+        """Raises UnknownJob."""
+        with self._lock:
+            record = self._records.get(job_id)
+        if record is None:
+            raise UnknownJob(f"no job {job_id!r} here: another replica has it, or it ended too long ago")
+        return record
+
+    def list(self) -> list[Job]:
+        with self._lock:
+            return [record.job for record in self._records.values()]
+
+    def discard(self, record: JobRecord) -> None:
+        """Forget a job that could not be started."""
+        with self._lock:
+            del self._records[record.job.id]

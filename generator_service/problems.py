@@ -1,0 +1,81 @@
+"""Every error of the HTTP side as application/problem+json, built from the error tree of `protocol.errors`."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from protocol.errors import GenerationFailed, InvalidRequest, NotFound, OnTheFlyError
+
+MEDIA_TYPE = "application/problem+json"
+SHOWN_ERRORS = 5
+
+
+def problem_response(error: OnTheFlyError, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The reply to a request that ended in `error`; Retry-After in whole seconds where the error has one."""
+    headers = dict(headers or {})
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.to_problem(), error.status, headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers."""
+    app.add_exception_handler(OnTheFlyError, _ours)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _framework)
+    app.add_exception_handler(Exception, _bug)
+
+
+async def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OnTheFlyError)
+    return problem_response(error)
+
+
+async def _validation(request: Request, error: Exception) -> JSONResponse:
+    """422 naming the fields; malformed JSON is one of these. Never repeats the input, which may be large."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if found[0]["type"] == "model_attributes_type" and not _is_json(request):
+        return problem_response(InvalidRequest("the body is not JSON: send Content-Type: application/json"))
+    lines = [f"{_path(entry)}: {entry['msg']}" for entry in found[:SHOWN_ERRORS]]
+    more = f"; and {len(found) - SHOWN_ERRORS} more" if len(found) > SHOWN_ERRORS else ""
+    return problem_response(InvalidRequest("; ".join(lines) + more, param=_path(found[0])))
+
+
+def _path(entry: dict[str, Any]) -> str:
+    """Where in the body: "samples.3.label"."""
+    inner = [str(part) for part in entry["loc"] if part not in ("body", "path", "query", "header")]
+    return ".".join(inner) or "body"
+
+
+def _is_json(request: Request) -> bool:
+    return "json" in request.headers.get("content-type", "")
+
+
+async def _framework(request: Request, error: Exception) -> JSONResponse:
+    """404 for a route, 405, and what else the framework refuses."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return problem_response(NotFound(f"no route {request.url.path}: see /docs"))
+    if error.status_code == HTTPStatus.BAD_REQUEST:
+        return problem_response(InvalidRequest(f"{error.detail}: send one JSON object"))
+    refused = InvalidRequest(f"{error.detail}: {request.method} {request.url.path}; see /docs")
+    problem = refused.to_problem() | {
+        "status": error.status_code,
+        "title": HTTPStatus(error.status_code).phrase.lower(),
+    }
+    return JSONResponse(problem, error.status_code, dict(error.headers or {}), media_type=MEDIA_TYPE)
+
+
+async def _bug(request: Request, error: Exception) -> JSONResponse:
+    """An error outside the tree is a defect of the service; the server logs its traceback."""
+    return problem_response(GenerationFailed("the service failed; its log says why"))

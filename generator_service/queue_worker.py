@@ -1,0 +1,178 @@
+"""Takes work units off the broker, has the engine make them, and publishes the batches.
+
+A few threads run the same straight line, each with a connection of its own: while one unit is denoised, another is
+claimed and prepared, and a third published, so that the GPU does not wait. Each holds its unit's lease throughout.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from generator_service.backends.interface import Row, Sampling
+from generator_service.batching import Generation
+from generator_service.boundary import guard
+from generator_service.engine import Engine
+from generator_service.results import Recorder
+from generator_service.weights import WeightStore
+from protocol import codec
+from protocol.bus import Bus, Delivery
+from protocol.dataset import Dataset
+from protocol.errors import BlobCorrupt, Cancelled, OnTheFlyError, Retryable, UnknownClass, UnknownSource
+from protocol.messages import WorkRow, WorkUnit
+
+log = logging.getLogger(__name__)
+
+BLOCK_S = 0.25  # of a blocking claim; also how long shutdown waits for an idle thread
+RETRY_S = 1.0  # between attempts, while the broker is away
+
+
+class QueueWorkers:
+    """The replica's readers of the stream `work`."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Bus],
+        engine: Engine,
+        weights: WeightStore,
+        dataset: Dataset | None,
+        recorder: Recorder,
+        *,
+        name: str,
+        threads: int,
+        deterministic: bool,
+    ):
+        """
+        Args:
+            connect: a new connection to the broker.
+            name: of this replica; unique among the consumers of the group.
+            threads: units in hand at a time: one denoised, the others being prepared or published.
+            deterministic: never merge a unit with others.
+        """
+        self._connect, self._engine, self._weights = connect, engine, weights
+        self._dataset, self._recorder, self._name = dataset, recorder, name
+        self._deterministic = deterministic
+        self._stop = threading.Event()
+        self._paused = threading.Event()  # the last turn failed, most likely because the broker is away
+        self._threads = [
+            threading.Thread(target=self._serve, args=(f"{name}-{index}",), name=f"queue-{index}", daemon=True)
+            for index in range(threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Claim no more. What the engine still finishes is published; once it stopped, other leases are given up."""
+        self._stop.set()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def _serve(self, consumer: str) -> None:
+        bus = self._connect()
+        while not self._stop.is_set():
+            guard(lambda: self._turn(bus, consumer), self._pause)
+        bus.close()
+
+    def _turn(self, bus: Bus, consumer: str) -> None:
+        delivery = bus.claim_work(consumer, BLOCK_S)
+        self._resume()
+        if delivery is not None:
+            self._answer(bus, delivery)
+
+    def _answer(self, bus: Bus, delivery: Delivery[WorkUnit]) -> None:
+        """One unit from claim to publication, under its lease. Raises Retryable when the broker goes away meanwhile."""
+        unit = delivery.message
+
+        def fail(error: OnTheFlyError) -> None:
+            if isinstance(error, Cancelled | Retryable):
+                log.info("gave up a work unit", extra={"unit": unit.id, "reason": error.message})
+                return
+            log.error("a work unit failed", extra={"unit": unit.id, "error": error.message})
+            bus.fail_work(delivery, error.to_problem())
+
+        with bus.lease(delivery) as lease:
+            if bus.wait_batch_gate(unit.run, self._stop):
+                guard(lambda: self._make(bus, delivery, lease.lost), fail)
+
+    def _make(self, bus: Bus, delivery: Delivery[WorkUnit], lost: threading.Event) -> None:
+        unit = delivery.message
+        generation = self._generation(bus, unit)
+
+        def drop_when_lost(done: int, total: int) -> None:
+            if lost.is_set():
+                self._engine.cancel(generation)
+
+        generation.on_step = drop_when_lost
+        generated = self._engine.submit(generation).result()
+        batch, data = self._recorder.sample_batch(unit, generated, self._name)
+        self._recorder.samples.add(batch.samples)  # first, so that whoever reads the batch finds them
+        while True:
+            try:
+                bus.finish_work(delivery, batch, data)
+                return
+            except Retryable as error:
+                if self._stop.is_set():
+                    raise
+                self._pause(error)
+
+    def _generation(self, bus: Bus, unit: WorkUnit) -> Generation:
+        weights = self._weights.pinned(unit.weights)
+        images = self._init_images(bus, unit)
+        rows = [
+            Row(
+                seed=row.seed,
+                label=_label(row, weights.classes),
+                guidance_scale=row.guidance_scale,
+                prompt=row.prompt,
+                negative_prompt=row.negative_prompt,
+                image=image,
+            )
+            for row, image in zip(unit.rows, images, strict=True)
+        ]
+        guided = any(row.guidance_scale > 1.0 for row in unit.rows)
+        sampling = Sampling(unit.steps, unit.scheduler, unit.strength, guided)
+        return Generation(weights, sampling, rows, lane="queue", alone=self._deterministic)
+
+    def _init_images(self, bus: Bus, unit: WorkUnit) -> list[np.ndarray | None]:
+        """uint8 [H, W, 3] for each row, or None for rows that start from noise."""
+        if unit.init_blob is not None:
+            images = codec.decode(bus.get_blob(unit.init_blob)).get("images")
+            if images is None or images.shape[0] != len(unit.rows):
+                raise BlobCorrupt(f"the init images of unit {unit.id} do not match its {len(unit.rows)} rows")
+            return list(images)
+        wanted = {row.init_id for row in unit.rows if row.init_id is not None}
+        missing = [source for source in wanted if self._dataset is None or source not in self._dataset]
+        if missing:
+            raise UnknownSource(
+                f"sample {missing[0]!r} is not in this replica's dataset: mount the same dataset on every replica"
+            )
+        found = {source: self._dataset.image(source) for source in wanted}
+        return [found.get(row.init_id) for row in unit.rows]
+
+    def _pause(self, error: OnTheFlyError) -> None:
+        if not self._paused.is_set():
+            self._paused.set()
+            log.warning("queued work pauses: %s", error.message)
+        self._stop.wait(error.retry_after or RETRY_S)
+
+    def _resume(self) -> None:
+        if self._paused.is_set():
+            self._paused.clear()
+            log.info("queued work goes on")
+
+
+def _label(row: WorkRow, classes: tuple[str, ...]) -> int | None:
+    """Index into the weights' classes, which the trainer's labels need not follow."""
+    if not classes:
+        return None
+    if row.class_name not in classes:
+        raise UnknownClass(f"these weights do not know class {row.class_name!r}: adapt them to this dataset first")
+    return classes.index(row.class_name)

@@ -1,0 +1,28 @@
+"""Names of backends and adaptations, and where they live. A new one is one new file and one line here.
+
+Entries are imported when first used, so that reading settings or serving /livez never loads torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from protocol.errors import ConfigError
+
+BACKENDS = {"dit": "generator_service.backends.dit:DiTBackend"}
+ADAPTATIONS = {"cold_start": "generator_service.adapt.cold_start:cold_start"}
+
+
+def load(entries: dict[str, str], name: str) -> Any:
+    """The object registered as `name`. Raises ConfigError listing the known names."""
+    if name not in entries:
+        raise ConfigError(f"unknown name {name!r}: use one of {', '.join(sorted(entries))}")
+    module, attribute = entries[name].split(":")
+    return getattr(import_module(module), attribute)
+
+
+def backend(name: str) -> tuple[type, type]:
+    """The class of a backend, and of its settings: `Config` in the same module. Raises ConfigError."""
+    kind = load(BACKENDS, name)
+    return kind, import_module(kind.__module__).Config

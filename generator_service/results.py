@@ -1,0 +1,132 @@
+"""From generated arrays to what callers get: samples with provenance, encoded images, batches for the trainer.
+
+Runs off the compute thread, while the next batch is denoised. Knows nothing of HTTP nor of the broker.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from dataclasses import dataclass
+
+from generator_service.batching import Generated
+from generator_service.image_request import ImageOrder
+from generator_service.metrics.nearest import NearestReal
+from generator_service.samples import SampleStore
+from protocol.codec import encode, image_to_bytes
+from protocol.messages import GeneratedImage, ImagesResponse, Sample, SampleBatch, WorkUnit
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Stamps samples with where they came from, checks them against the real ones, and stores them."""
+
+    samples: SampleStore
+    nearest: NearestReal | None  # None: no dataset mounted
+    near_copy_distance: float  # at or below it a sample is a near-copy; 0: only exact copies
+
+    def images_response(self, order: ImageOrder, generated: Generated) -> ImagesResponse:
+        """Encode, store and describe the images of one request."""
+        request = order.request
+        image_format = request.output_format or "png"
+        quality = 100 if request.output_compression is None else request.output_compression
+        data, samples = [], []
+        for index, (row, image, near) in enumerate(
+            zip(order.rows, generated.images, self._near(generated), strict=True)
+        ):
+            sample = Sample(
+                id=uuid.uuid4().hex,
+                run=None,
+                feedback=None,
+                model_version=None,
+                source_id=None,
+                index=index,
+                seed=row.seed,
+                label=order.label,
+                class_name=order.class_name,
+                prompt=row.prompt,
+                negative_prompt=row.negative_prompt,
+                guidance_scale=row.guidance_scale,
+                steps=order.sampling.steps,
+                scheduler=order.sampling.scheduler,
+                strength=order.sampling.strength,
+                weights=order.weights.ref,
+                created=generated.finished,
+                user=request.user,
+                **near,
+            )
+            encoded = image_to_bytes(image, image_format, quality)
+            self.samples.add_image(sample.id, encoded, image_format)
+            samples.append(sample)
+            inline = request.response_format != "url"
+            data.append(
+                GeneratedImage(
+                    b64_json=base64.b64encode(encoded).decode("ascii") if inline else None,
+                    url=None if inline else f"/v1/samples/{sample.id}/image",
+                    revised_prompt=order.class_name,
+                    sample_id=sample.id,
+                    seed=row.seed,
+                    near_copy=sample.near_copy,
+                )
+            )
+        self.samples.add(samples)
+        height, width = generated.images.shape[1:3]
+        return ImagesResponse(
+            created=int(time.time()),
+            data=data,
+            output_format=image_format,
+            size=f"{width}x{height}",
+            weights=order.weights.ref,
+        )
+
+    def sample_batch(self, unit: WorkUnit, generated: Generated, worker: str) -> tuple[SampleBatch, bytes]:
+        """The answer to a work unit and its blob; the caller records the samples and publishes both."""
+        samples = [
+            Sample(
+                id=row.sample_id,
+                run=unit.run,
+                feedback=unit.feedback,
+                model_version=unit.model_version,
+                source_id=row.source_id,
+                index=row.index,
+                seed=row.seed,
+                label=row.label,
+                class_name=row.class_name,
+                prompt=row.prompt,
+                negative_prompt=row.negative_prompt,
+                guidance_scale=row.guidance_scale,
+                steps=unit.steps,
+                scheduler=unit.scheduler,
+                strength=unit.strength,
+                init_id=row.init_id,
+                weights=unit.weights,
+                created=generated.finished,
+                **near,
+            )
+            for row, near in zip(unit.rows, self._near(generated), strict=True)
+        ]
+        batch = SampleBatch(
+            unit_id=unit.id,
+            run=unit.run,
+            feedback=unit.feedback,
+            unit=unit.unit,
+            units=unit.units,
+            model_version=unit.model_version,
+            weights=unit.weights,
+            samples=samples,
+            blob=None,  # the bus writes it with the entry
+            worker=worker,
+            started=generated.started,
+            finished=generated.finished,
+        )
+        return batch, encode({"images": generated.images})
+
+    def _near(self, generated: Generated) -> list[dict[str, object]]:
+        """The nearest-neighbour fields of each sample."""
+        if self.nearest is None:
+            return [{}] * len(generated.images)
+        return [
+            {"nearest_real": real, "nearest_distance": distance, "near_copy": distance <= self.near_copy_distance}
+            for real, distance in self.nearest(generated.images)
+        ]

@@ -1,0 +1,99 @@
+"""The samples this replica made: provenance of all, pixels of those made for REST requests; both bounded.
+
+    {root}/samples.jsonl, samples.1.jsonl   provenance, one line each; the older file goes when the newer one is full
+    {root}/images/{id}.{png,jpeg,webp}      least recently used go first
+
+Does not know how images are encoded.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+from protocol.errors import UnknownSample
+from protocol.messages import Sample
+
+CURRENT, OLDER = "samples.jsonl", "samples.1.jsonl"
+
+
+class SampleStore:
+    """Samples by id. Thread-safe; what a previous process stored is found again."""
+
+    def __init__(self, root: Path, max_samples: int, max_image_bytes: int):
+        """
+        Args:
+            max_samples: provenance entries kept, at least half of it and at most this many.
+            max_image_bytes: total size of the stored images.
+        """
+        self._lock = threading.Lock()
+        self._root, self._images = root, root / "images"
+        self._images.mkdir(parents=True, exist_ok=True)
+        self._segment_size = max(1, max_samples // 2)
+        self._max_image_bytes = max_image_bytes
+        self._older = self._index(OLDER)
+        self._current = self._index(CURRENT)
+        stored = sorted(self._images.iterdir(), key=lambda path: path.stat().st_mtime)
+        self._sizes: OrderedDict[str, int] = OrderedDict((path.name, path.stat().st_size) for path in stored)
+        self._image_bytes = sum(self._sizes.values())
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        """Record provenance; a sample made again (a retried work unit) replaces its entry."""
+        with self._lock:
+            with (self._root / CURRENT).open("ab") as file:
+                for sample in samples:
+                    self._current[sample.id] = file.tell()
+                    file.write(sample.model_dump_json().encode() + b"\n")
+            if len(self._current) >= self._segment_size:
+                os.replace(self._root / CURRENT, self._root / OLDER)
+                self._older, self._current = self._current, {}
+
+    def add_image(self, sample_id: str, data: bytes, image_format: str) -> None:
+        """Store the encoded pixels of a sample; `image_format` is png, jpeg or webp."""
+        name = f"{sample_id}.{image_format}"
+        (self._images / name).write_bytes(data)
+        with self._lock:
+            self._image_bytes += len(data) - self._sizes.pop(name, 0)
+            self._sizes[name] = len(data)
+            while self._image_bytes > self._max_image_bytes and len(self._sizes) > 1:
+                oldest, size = self._sizes.popitem(last=False)
+                self._image_bytes -= size
+                (self._images / oldest).unlink(missing_ok=True)
+
+    def get(self, sample_id: str) -> Sample:
+        """Provenance of a sample. Raises UnknownSample."""
+        with self._lock:
+            for index, name in ((self._current, CURRENT), (self._older, OLDER)):
+                if sample_id in index:
+                    with (self._root / name).open("rb") as file:
+                        file.seek(index[sample_id])
+                        return Sample.model_validate_json(file.readline())
+        raise UnknownSample(f"no sample {sample_id!r} here: another replica made it, or it was too long ago")
+
+    def image(self, sample_id: str) -> tuple[bytes, str]:
+        """(encoded bytes, media type). Raises UnknownSample when the pixels are not kept here."""
+        with self._lock:
+            for image_format in ("png", "jpeg", "webp"):
+                name = f"{sample_id}.{image_format}"
+                if name in self._sizes:
+                    self._sizes.move_to_end(name)
+                    return (self._images / name).read_bytes(), f"image/{image_format}"
+        raise UnknownSample(
+            f"no pixels of sample {sample_id!r} here: only REST images are kept, the least recently used go first"
+        )
+
+    def _index(self, name: str) -> dict[str, int]:
+        """Sample id -> offset of its line. A last line that a crash cut short is removed."""
+        path, index, offset = self._root / name, {}, 0
+        if not path.exists():
+            return index
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    index[Sample.model_validate_json(line).id] = offset
+                    offset += len(line)
+        os.truncate(path, offset)
+        return index

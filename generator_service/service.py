@@ -1,0 +1,174 @@
+"""The service put together: engine, stores, job runner, feedback desk and queue workers, from one settings table.
+
+Starting returns at once; what needs the model is there when `engine.ready` is done. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from dataclasses import dataclass
+
+from agent.planner import PlannerConfig
+from generator_service import image_request, registry
+from generator_service.backends.interface import Backend, WeightSet
+from generator_service.engine import Engine
+from generator_service.feedback import FeedbackDesk
+from generator_service.image_request import ImageOrder
+from generator_service.job_runner import JobRunner
+from generator_service.jobs import JobTable
+from generator_service.metrics.nearest import NearestReal
+from generator_service.queue_worker import QueueWorkers
+from generator_service.real_images import RealImages
+from generator_service.results import Recorder
+from generator_service.samples import SampleStore
+from generator_service.settings import GeneratorConfig
+from generator_service.telemetry import Telemetry
+from generator_service.weights import WeightStore
+from protocol.broker import EMBEDDED
+from protocol.bus import Bus, QueueConfig
+from protocol.config import section
+from protocol.dataset import Dataset
+from protocol.errors import BrokerUnavailable
+from protocol.messages import ImageGenerationRequest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What exists once the model does."""
+
+    backend: Backend
+    weights: WeightStore
+    recorder: Recorder
+    runner: JobRunner
+    desk: FeedbackDesk
+
+
+class Service:
+    """One replica."""
+
+    def __init__(self, config: GeneratorConfig, agent: PlannerConfig, queue: QueueConfig):
+        """A broker URL of "embedded" means none: an embedded broker belongs to the process that started it."""
+        self.config = config
+        self.jobs = JobTable(config.max_jobs, config.max_unfinished_jobs)
+        self.samples = SampleStore(config.samples_dir, config.max_samples, config.max_image_bytes)
+        self.telemetry = Telemetry()
+        self.engine = Engine(
+            self._load,
+            lambda weights: self.loaded.weights.verify(weights),
+            self.telemetry,
+            max_batch=config.max_batch,
+            window_s=config.batch_window_ms / 1000,
+            max_waiting_rows=config.max_waiting_rows,
+        )
+        self._agent, self._queue = agent, queue
+        url = queue.resolved_url()
+        self._broker_url = None if url == EMBEDDED else url
+        self._bus = self._connect() if self._broker_url else None
+        self._loaded: Loaded | None = None
+        self._workers: QueueWorkers | None = None
+        self._lifecycle = threading.Lock()
+        self._stopped = False
+
+    # ------------------------------------------------------------ lifecycle
+
+    def start(self) -> None:
+        """Load the model on the compute thread, then serve requests and the queue."""
+        self.engine.ready.add_done_callback(lambda ready: None if ready.exception() else self._serve_queue())
+        self.engine.start()
+
+    def stop(self) -> None:
+        """Finish the current batch, release leases, end every job. Safe to call twice."""
+        with self._lifecycle:
+            if self._stopped:
+                return
+            self._stopped = True
+            if self._workers is not None:
+                self._workers.ask_to_stop()
+            self.engine.stop()
+            if self._workers is not None:
+                self._workers.join()
+            if self._loaded is not None:
+                self._loaded.runner.close()
+            if self._bus is not None:
+                self._bus.close()
+
+    def _load(self) -> tuple[Backend, WeightSet]:
+        """Build everything that needs the model. Runs on the compute thread, the first to import torch."""
+        config = self.config
+        dataset = Dataset.open(config.dataset) if config.dataset is not None else None  # wrong data fail fast
+        if config.threads is not None:
+            import torch
+
+            torch.set_num_threads(config.threads)
+        kind, settings = registry.backend(config.backend)
+        table = f"generator.{config.backend}"
+        backend = kind(section({table: config.backends.get(config.backend, {})}, table, settings))
+        weights = WeightStore(config.weights_dir, backend.folder, backend.name, backend.classes)
+        real = RealImages.read(dataset, backend.native_size()) if dataset is not None else None
+        nearest = NearestReal(real.images, real.ids) if real is not None else None
+        recorder = Recorder(self.samples, nearest, config.near_copy_distance)
+        classes = dataset.classes if dataset is not None else ()
+        self._loaded = Loaded(
+            backend,
+            weights,
+            recorder,
+            JobRunner(self.jobs, self.engine, weights, recorder, real, classes, config.max_unfinished_jobs),
+            FeedbackDesk(self._bus, self._agent, weights, dataset, backend.native_size(), config.images.max_pixels),
+        )
+        if self._broker_url is not None:
+            self._workers = QueueWorkers(
+                self._connect,
+                self.engine,
+                weights,
+                dataset,
+                recorder,
+                name=f"{socket.gethostname()}-{os.getpid()}",
+                threads=config.queue_threads,
+                deterministic=config.deterministic,
+            )
+        return backend, weights.active()
+
+    def _serve_queue(self) -> None:
+        if self._workers is None:
+            log.info("no broker: serving HTTP only, feedback is refused")
+        else:
+            self._workers.start()
+
+    def _connect(self) -> Bus:
+        assert self._broker_url is not None
+        return Bus(self._broker_url, self._queue)
+
+    # ------------------------------------------------------------ asked by the routes
+
+    @property
+    def loaded(self) -> Loaded:
+        """Raises NotReady while the model loads, or when it could not be."""
+        if self._loaded is None:
+            self.engine.check_ready()
+        assert self._loaded is not None
+        return self._loaded
+
+    def order(self, request: ImageGenerationRequest) -> ImageOrder:
+        """A request checked against the weights it names. Raises what `image_request.order` does, UnknownWeights and
+        NotReady."""
+        self.engine.check_ready()
+        loaded = self.loaded
+        weights = loaded.weights.resolve(request.model)
+        size = loaded.backend.native_size()
+        return image_request.order(request, weights, loaded.backend.conditioning, size, self.config.images)
+
+    def metrics(self) -> bytes:
+        """The Prometheus page; without broker depths when the broker is away."""
+        depths: dict[str, int] = {}
+        if self._bus is not None:
+            try:
+                depths = self._bus.depths()
+            except BrokerUnavailable:
+                log.debug("no broker depths in this scrape: it does not answer")
+        active = self._loaded.weights.active().ref if self._loaded is not None else None
+        return self.telemetry.scrape(self.engine.waiting_rows(), depths, active)

@@ -1,0 +1,244 @@
+"""Named weight sets on disk, with versions and digests.
+
+    {root}/{name}/{version}/manifest.json   what it is, and the sha256 of each other file in the folder
+    {root}/active.json                      the set that serves requests naming none; survives restarts
+
+Folders appear by one rename, so that a reader on a shared volume never sees half a set. The base checkpoint is `base@1`
+and stays where it is. Does not know what the tensors mean, nor which of them are resident on a device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from generator_service.backends.interface import WeightSet
+from protocol.errors import InvalidRequest, UnknownWeights, WeightsCorrupt
+from protocol.messages import WeightsInfo, WeightsRef
+
+BASE = "base"
+MANIFEST = "manifest.json"
+ACTIVE = "active.json"
+SPEC = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:@(?P<version>[1-9][0-9]{0,8}))?")
+
+
+class WeightStore:
+    """The weight sets of one folder, and which of them is active. Thread-safe; replicas may share the folder."""
+
+    def __init__(self, root: Path, base_folder: Path, backend: str, base_classes: Sequence[str]):
+        """
+        Args:
+            root: created when missing.
+            base_folder: the base checkpoint, listed as `base@1`; hashed once, here.
+            base_classes: label index -> class name; empty when the checkpoint is text-conditioned.
+        """
+        root.mkdir(parents=True, exist_ok=True)
+        self._root = root
+        self._lock = threading.Lock()
+        ref = WeightsRef(name=BASE, version=1, digest=_digest(_hash_files(base_folder)))
+        self.base = WeightSet(
+            ref=ref,
+            backend=backend,
+            kind="full",
+            base=None,
+            classes=tuple(base_classes),
+            folder=base_folder,
+            created=base_folder.stat().st_mtime,
+        )
+        self._cache: dict[tuple[str, int], WeightSet] = {(BASE, 1): self.base}
+
+    # ------------------------------------------------------------ reading
+
+    def resolve(self, spec: str | None) -> WeightSet:
+        """The set that "name" (its newest version), "name@3" or None (the active one) stands for.
+
+        Raises UnknownWeights, listing what there is; WeightsCorrupt when its manifest cannot be read.
+        """
+        if spec is None:
+            return self.active()
+        parts = SPEC.fullmatch(spec)
+        versions = self._versions(parts["name"]) if parts else []
+        wanted = int(parts["version"]) if parts and parts["version"] else max(versions, default=0)
+        if parts is None or wanted not in versions:
+            known = ", ".join(f"{name}@{version}" for name, version in self._all())
+            raise UnknownWeights(f"no weights {spec[:100]!r} here: use one of {known}", param="model")
+        return self._read(parts["name"], wanted)
+
+    def pinned(self, ref: WeightsRef) -> WeightSet:
+        """The set a work unit was planned for. Raises UnknownWeights, or WeightsCorrupt when its digest differs."""
+        found = self.resolve(f"{ref.name}@{ref.version}")
+        if found.ref.digest != ref.digest:
+            raise WeightsCorrupt(
+                f"weights {ref} have digest {found.ref.digest[:12]} here but {ref.digest[:12]} where the work was "
+                "planned: give all replicas the same weights folder and base checkpoint"
+            )
+        return found
+
+    def verify(self, weights: WeightSet) -> None:
+        """Check every file of the set and of its bases against the manifest. Raises WeightsCorrupt naming the file."""
+        if weights.base is not None:
+            self.verify(weights.base)
+        found = _hash_files(weights.folder)
+        if weights.ref.name == BASE:
+            if _digest(found) != weights.ref.digest:
+                raise WeightsCorrupt(f"the base checkpoint in {weights.folder} changed: restart the service")
+            return
+        expected = _manifest(weights.folder)["files"]
+        wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+        if wrong or _digest(expected) != weights.ref.digest:
+            raise WeightsCorrupt(
+                f"weights {weights.ref}: {weights.folder / (wrong[0] if wrong else MANIFEST)} is missing or does not "
+                "match its sha256; restore it or adapt again"
+            )
+
+    def list(self) -> list[WeightsInfo]:
+        """Every set, oldest version first within a name."""
+        active = self.active().ref
+        return [info(self._read(name, version), active) for name, version in self._all()]
+
+    # ------------------------------------------------------------ active set
+
+    def active(self) -> WeightSet:
+        path = self._root / ACTIVE
+        if not path.exists():
+            return self.base
+        choice = json.loads(path.read_text())
+        return self.resolve(f"{choice['name']}@{choice['version']}")
+
+    def activate(self, weights: WeightSet) -> None:
+        """Make this the set for requests that name none, now and after a restart."""
+        choice = {"name": weights.ref.name, "version": weights.ref.version}
+        with self._lock:
+            _write(self._root / ACTIVE, choice)
+
+    # ------------------------------------------------------------ publishing
+
+    def check_name(self, name: str) -> None:
+        """Raises InvalidRequest for a name that no new set may have."""
+        if name == BASE:
+            raise InvalidRequest(f"{BASE!r} is the checkpoint itself: choose another name", param="name")
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty folder beside the sets, for `publish`; removed at the end if it was not published."""
+        folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=self._root))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(
+        self, folder: Path, name: str, base: WeightSet, kind: str, classes: Sequence[str], metadata: Mapping[str, Any]
+    ) -> WeightSet:
+        """Turn a staging folder into the next version of `name`, in one rename."""
+        self.check_name(name)
+        files = _hash_files(folder)
+        manifest = {
+            "backend": base.backend,
+            "kind": kind,
+            "base": str(base.ref),
+            "classes": list(classes),
+            "created": time.time(),
+            "digest": _digest(files),
+            "files": files,
+            "metadata": dict(metadata),
+        }
+        _write(folder / MANIFEST, manifest)
+        parent = self._root / name
+        parent.mkdir(exist_ok=True)
+        with self._lock:
+            version = (self._versions(name) or [0])[-1] + 1
+            while True:
+                try:
+                    os.rename(folder, parent / str(version))
+                    return self._read(name, version)
+                except OSError:  # another replica took this version between the listing and the rename
+                    if not (parent / str(version)).exists():
+                        raise
+                    version += 1
+
+    # ------------------------------------------------------------ folders
+
+    def _versions(self, name: str) -> list[int]:
+        if name == BASE:
+            return [1]
+        parent = self._root / name
+        if not parent.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal())
+
+    def _all(self) -> list[tuple[str, int]]:
+        names = sorted(entry.name for entry in self._root.iterdir() if entry.is_dir() and SPEC.fullmatch(entry.name))
+        return [(name, version) for name in [BASE, *names] for version in self._versions(name)]
+
+    def _read(self, name: str, version: int) -> WeightSet:
+        if (name, version) not in self._cache:
+            folder = self._root / name / str(version)
+            stored = _manifest(folder)
+            base = self.resolve(stored["base"])
+            self._cache[name, version] = WeightSet(
+                ref=WeightsRef(name=name, version=version, digest=stored["digest"]),
+                backend=stored["backend"],
+                kind=stored["kind"],
+                base=base,
+                classes=tuple(stored["classes"]),
+                folder=folder,
+                created=stored["created"],
+                metadata=stored["metadata"],
+            )
+        return self._cache[name, version]
+
+
+def info(weights: WeightSet, active: WeightsRef) -> WeightsInfo:
+    """A set as `GET /v1/weights` lists it."""
+    return WeightsInfo(
+        **weights.ref.model_dump(),
+        backend=weights.backend,
+        kind=weights.kind,
+        base=str(weights.base.ref) if weights.base else None,
+        classes=list(weights.classes),
+        created=weights.created,
+        active=weights.ref == active,
+        metadata=weights.metadata,
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads((folder / MANIFEST).read_text())
+        missing = {"backend", "kind", "base", "classes", "created", "digest", "files", "metadata"} - stored.keys()
+    except (OSError, ValueError) as error:
+        raise WeightsCorrupt(f"{folder / MANIFEST} cannot be read ({error}): restore it or adapt again") from error
+    if missing:
+        raise WeightsCorrupt(f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: restore it or adapt again")
+    return stored
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """Path within the folder -> sha256, for every file but the manifest."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name}\0{files[name]}\n" for name in sorted(files)).encode()).hexdigest()
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary.write_text(json.dumps(document, indent=2))
+    os.replace(temporary, path)

@@ -1,0 +1,87 @@
+"""One consumer group of one stream: the three ways to get the next entry out of it.
+
+Knows nothing of what entries hold, of leases or of dead letters. Errors of the client library pass through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import redis
+
+from protocol.broker import MAX_BLOCK_S
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry now pending for the consumer that asked."""
+
+    id: str
+    body: bytes  # empty when the entry has no field `body`
+    deliveries: int  # this one included
+
+
+class Group:
+    """Starts at the stream's first entry; made when it is missing, also after the broker lost it."""
+
+    def __init__(self, client: redis.Redis, stream: str, name: str):
+        self.stream = stream
+        self.name = name
+        self._client = client
+
+    def new(self, consumer: str, block_s: float) -> Entry | None:
+        """The next entry nobody has had yet; waits `block_s` seconds for one, at most MAX_BLOCK_S."""
+        block_ms = int(1000 * min(block_s, MAX_BLOCK_S)) or None  # 0 would wait for ever
+        return self._read(consumer, ">", block_ms)
+
+    def own(self, consumer: str, after: str) -> Entry | None:
+        """The next entry pending for this consumer, past the id `after`."""
+        return self._read(consumer, after, None)
+
+    def expired(self, consumer: str, idle_s: float) -> Entry | None:
+        """Take over an entry that was delivered and neither acked nor renewed for `idle_s` seconds."""
+        cursor = "0-0"
+        while True:
+            cursor, entries, _ = self._with_group(
+                lambda start=cursor: self._client.xautoclaim(
+                    self.stream, self.name, consumer, int(1000 * idle_s), start, count=1
+                )
+            )
+            if entries:
+                return self._entry(*entries[0])
+            if cursor == b"0-0":
+                return None
+
+    def pending(self) -> int:
+        """How many entries are delivered and not acked."""
+        return self._with_group(lambda: self._client.xpending(self.stream, self.name))["pending"]
+
+    def _read(self, consumer: str, after: str, block_ms: int | None) -> Entry | None:
+        reply = self._with_group(
+            lambda: self._client.xreadgroup(self.name, consumer, {self.stream: after}, count=1, block=block_ms)
+        )
+        entries = reply[0][1] if reply else []
+        return self._entry(*entries[0], first=after == ">") if entries else None
+
+    def _entry(self, entry_id: bytes, fields: dict[bytes, bytes], first: bool = False) -> Entry:
+        name = entry_id.decode()
+        return Entry(name, fields.get(b"body", b""), 1 if first else self._deliveries(name))
+
+    def _deliveries(self, entry_id: str) -> int:
+        pending = self._client.xpending_range(self.stream, self.name, entry_id, entry_id, 1)
+        return pending[0]["times_delivered"] if pending else 1
+
+    def _with_group(self, call: Callable[[], Result]) -> Result:
+        try:
+            return call()
+        except redis.exceptions.ResponseError as error:
+            if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                raise
+        with contextlib.suppress(redis.exceptions.ResponseError):  # BUSYGROUP: another process made it meanwhile
+            self._client.xgroup_create(self.stream, self.name, id="0", mkstream=True)
+        return call()

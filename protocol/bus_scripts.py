@@ -1,0 +1,66 @@
+"""The queue's transactions: Lua scripts that the broker runs as one step each.
+
+Every script that writes starts with a marker or an acknowledgement, so that running it twice (a retry after a lost
+reply) changes nothing more. Without the flag `allow-oom` the server refuses a script before its first write when it is
+out of memory. Keys are named by `keys`; bodies are JSON made by `bus`. Plain Redis 7: nothing here is Valkey's own.
+"""
+
+PUBLISH_PLAN = """#!lua
+-- Makes the run's batch group too: a trainer could not do so, and so not drain, once the server is out of memory.
+-- KEYS: plan marker, work stream, batch stream, blob...
+-- ARGV: fingerprint, reply, marker ttl, gate, blob ttl, batch group, blob count, blob..., unit body...
+-- Returns {'stored', fingerprint, reply}, {'full', waiting} or {'published'}.
+local stored = redis.call('HMGET', KEYS[1], 'fingerprint', 'reply')
+if stored[1] then return {'stored', stored[1], stored[2]} end
+local blobs = tonumber(ARGV[7])
+local units = #ARGV - 7 - blobs
+local waiting = redis.call('XLEN', KEYS[2])
+if waiting > 0 and waiting + units > tonumber(ARGV[4]) then return {'full', waiting} end
+redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'reply', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.pcall('XGROUP', 'CREATE', KEYS[3], ARGV[6], '0', 'MKSTREAM')  -- fails when it is there
+for i = 1, blobs do redis.call('SET', KEYS[3 + i], ARGV[7 + i], 'EX', ARGV[5]) end
+for i = 8 + blobs, #ARGV do redis.call('XADD', KEYS[2], '*', 'body', ARGV[i]) end
+return {'published'}
+"""
+
+ANSWER_UNIT = """#!lua
+-- KEYS: done marker, work stream, batch stream, dead stream, init blob, batch blob
+-- ARGV: token, marker ttl, group, entry id, batch body, blob ttl, blob ('' for none), dead letter ('' for none),
+-- dead limit   Returns 1 when this delivery's answer is the published one, 0 when another's is.
+local first = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
+if first then
+    if ARGV[7] ~= '' then redis.call('SET', KEYS[6], ARGV[7], 'EX', ARGV[6]) end
+    redis.call('XADD', KEYS[3], '*', 'body', ARGV[5])
+    if ARGV[8] ~= '' then redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'body', ARGV[8]) end
+end
+redis.call('XACK', KEYS[2], ARGV[3], ARGV[4])
+redis.call('XDEL', KEYS[2], ARGV[4])
+redis.call('UNLINK', KEYS[5])
+if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
+return 0
+"""
+
+REJECT = """#!lua
+-- Moves an entry that no reader can parse.   KEYS: stream, dead stream   ARGV: group, entry id, dead letter, dead limit
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'body', ARGV[3])
+    redis.call('XDEL', KEYS[1], ARGV[2])
+end
+"""
+
+ACK_BATCH = """#!lua flags=allow-oom
+-- Takes an admitted batch off the queue; a script because Redis 7 refuses every command of a MULTI when out of memory.
+-- KEYS: batch stream, blob   ARGV: group, entry id
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('UNLINK', KEYS[2])
+"""
+
+RENEW = """#!lua flags=allow-oom
+-- Resets the idle time of an entry that is still this delivery's.   KEYS: stream
+-- ARGV: group, entry id, consumer, deliveries   Returns 1, or 0 when another delivery holds it or it is gone.
+local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1, ARGV[3])  -- fails without the group
+if held.err or #held == 0 or held[1][4] ~= tonumber(ARGV[4]) then return 0 end
+return #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[2], 'JUSTID')
+"""

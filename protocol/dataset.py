@@ -1,0 +1,184 @@
+"""The dataset contract: a folder of labelled pictures that trainer and generator service read alike.
+
+Two layouts, as in Hugging Face's imagefolder: class folders `root[/split]/<class>/<image>`, or
+`root[/split]/metadata.jsonl` with `file_name` and `label` (a class name, or an int) and perhaps `caption` or `text` on
+each line. Knows nothing of models or tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from protocol import codec
+from protocol.dataset_layout import Listed, check_root, class_names, list_split
+from protocol.errors import BadFile, DatasetError, InvalidImage, UnknownSource
+
+log = logging.getLogger(__name__)
+
+
+class DatasetConfig(BaseModel):
+    """Which pictures to read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    root: Path  # folder with the classes, the splits or metadata.jsonl in it
+    split: str | None = Field(default=None, pattern=r"^[^/\\.][^/\\]*$")  # sub-folder of root; None: root itself
+    on_bad_file: Literal["skip", "fail"] = "skip"  # a file that is no picture: leave it out and report it, or stop
+    max_pixels: int = Field(default=codec.MAX_PIXELS, ge=1)  # width x height past which a file counts as bad
+    classes: list[str] | None = Field(default=None, min_length=2)  # label -> name; None: found in the data, sorted
+    threads: int = Field(default=8, ge=1, le=256)  # that decode every picture once at the start
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One labelled picture."""
+
+    id: str  # hash of `relative`: the same on every machine, whatever other files there are
+    label: int  # index into the dataset's classes
+    class_name: str
+    caption: str | None  # None: the dataset has none
+    path: Path
+    relative: str  # to root, with the split, "/" between the parts
+
+
+@dataclass(frozen=True)
+class BadFileReport:
+    path: Path
+    reason: str
+
+
+def sample_id(relative: str) -> str:
+    """Id of the picture at this path under root ("/" between the parts)."""
+    return hashlib.sha256(relative.encode()).hexdigest()[:32]
+
+
+class Dataset:
+    """Labelled pictures in the order of their paths. Immutable; pictures are read when asked for."""
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        samples: Iterable[Entry],
+        bad_files: Iterable[BadFileReport] = (),
+        max_pixels: int = codec.MAX_PIXELS,
+    ):
+        """Most callers want `open`."""
+        self.classes = tuple(classes)  # label -> name; the same for every split
+        self.samples = tuple(samples)
+        self.bad_files = tuple(bad_files)
+        self._max_pixels = max_pixels
+        self._by_id = {entry.id: entry for entry in self.samples}
+
+    @classmethod
+    def open(cls, config: DatasetConfig) -> Dataset:
+        """List the pictures and decode each once, so that every bad file is known by name.
+
+        Raises:
+            BadFile: a file does not decode and `on_bad_file` is "fail".
+            DatasetError: no root, no pictures, fewer than two classes, an empty class, bad metadata. Says what to do.
+        """
+        check_root(config.root, config.split)
+        listed = list_split(config.root, config.split)
+        classes = tuple(config.classes or class_names(config.root, config.split))
+        entries = [_entry(config, item, classes) for item in listed]
+        with ThreadPoolExecutor(config.threads) as pool:
+            reasons = list(pool.map(lambda entry: _fault(entry.path, config.max_pixels), entries))
+        bad = [BadFileReport(e.path, reason) for e, reason in zip(entries, reasons, strict=True) if reason is not None]
+        _report(bad, config.on_bad_file)
+        good = [entry for entry, reason in zip(entries, reasons, strict=True) if reason is None]
+        _check_balance(good, classes, config)
+        return cls(classes, good, bad, config.max_pixels)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __contains__(self, sample: str) -> bool:
+        """Whether there is a sample with this id."""
+        return sample in self._by_id
+
+    def by_id(self, sample: str) -> Entry:
+        """The sample with this id. Raises UnknownSource."""
+        if sample not in self._by_id:
+            raise UnknownSource(
+                f"the dataset has no sample {sample!r}: mount the same dataset folder on both sides", param="sample_id"
+            )
+        return self._by_id[sample]
+
+    def image(self, sample: int | str) -> np.ndarray:
+        """Decode one picture, by index or id.
+
+        Returns:
+            uint8 RGB [H, W, 3].
+
+        Raises:
+            BadFile: the file changed since the dataset was opened and cannot be read any more.
+        """
+        entry = self.by_id(sample) if isinstance(sample, str) else self.samples[sample]
+        try:
+            return _decode(entry.path, self._max_pixels)
+        except (OSError, InvalidImage) as error:
+            raise BadFile(f"{entry.path} cannot be read any more ({error}): restore it and start again") from error
+
+
+def _entry(config: DatasetConfig, item: Listed, classes: tuple[str, ...]) -> Entry:
+    if isinstance(item.label, int):
+        known, label = 0 <= item.label < len(classes), item.label
+    else:
+        known = item.label in classes
+        label = classes.index(item.label) if known else -1
+    if not known:
+        raise DatasetError(
+            f"{item.where}: label {item.label!r} is outside the {len(classes)} classes ({', '.join(classes[:20])}): "
+            "correct it, or add the class to `classes`"
+        )
+    return Entry(
+        sample_id(item.relative), label, classes[label], item.caption, config.root / item.on_disk, item.relative
+    )
+
+
+def _decode(path: Path, max_pixels: int) -> np.ndarray:
+    return codec.image_from_bytes(path.read_bytes(), max_pixels=max_pixels)
+
+
+def _fault(path: Path, max_pixels: int) -> str | None:
+    """Why a file is bad; None when it is good."""
+    try:
+        _decode(path, max_pixels)
+    except InvalidImage as error:
+        return error.message
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
+
+
+def _report(bad: Sequence[BadFileReport], on_bad_file: str) -> None:
+    if bad and on_bad_file == "fail":
+        more = f" (and {len(bad) - 1} more bad files)" if len(bad) > 1 else ""
+        raise BadFile(f'{bad[0].path}: {bad[0].reason}{more}. Repair or remove it, or set on_bad_file = "skip"')
+    for report in bad:
+        log.warning("skipped %s: %s", report.path, report.reason)
+
+
+def _check_balance(entries: Sequence[Entry], classes: tuple[str, ...], config: DatasetConfig) -> None:
+    """At least two classes, each with a picture."""
+    place = config.root if config.split is None else config.root / config.split
+    if not entries:
+        raise DatasetError(f"{place} has no images: put them in class folders, or list them in metadata.jsonl")
+    if len(classes) < 2:
+        raise DatasetError(f"{place} has one class only ({classes[0]}): a classifier needs two at least")
+    counts = Counter(entry.label for entry in entries)
+    empty = [name for label, name in enumerate(classes) if not counts[label]]
+    if empty:
+        raise DatasetError(
+            f"{place} has no images of class {', '.join(map(repr, empty[:20]))}: add some, or remove the class"
+        )

@@ -1,0 +1,333 @@
+"""HTTP bodies and stream entries: what the processes say to each other.
+
+Each field says who writes it and what None means. Unknown fields are refused everywhere. This module does not know
+how messages travel (`bus`, `client`) nor how pixels are encoded (`codec`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
+Scheduler = Literal["ddim", "dpm-solver"]
+
+
+class Message(BaseModel):
+    """Base of all messages: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---------------------------------------------------------------- identity
+
+
+def sample_id(run: str, feedback: int, source: str, index: int) -> str:
+    """Id of one synthetic sample: the same question always has the same answer, so a retried unit repeats it.
+
+    Args:
+        run: run name. feedback: index of the feedback (the trainer's iteration). source: sample id, or `class:{name}`.
+        index: which of the source's images this is, from 0.
+    """
+    text = "\0".join((run, str(feedback), source, str(index)))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def seed_of(sample: str) -> int:
+    """Seed of a sample, from its id; in [0, 2**63)."""
+    return int(sample[:16], 16) >> 1
+
+
+# ---------------------------------------------------------------- weights
+
+
+class WeightsRef(Message):
+    """Which weights made a sample. Written by the generator; a work unit is pinned to one when it is planned."""
+
+    name: Name
+    version: int = Field(ge=1)
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class WeightsInfo(WeightsRef):
+    """One named weight set, as `GET /v1/weights` lists it."""
+
+    backend: str
+    kind: str  # "full", "class_embedding", later "lora", ...
+    base: str | None  # "name@version" this one sits on; None for a full checkpoint
+    classes: list[str]  # label index -> class name; empty for text-conditioned weights
+    created: float  # unix seconds
+    active: bool
+    metadata: dict[str, Any] = {}  # what the adaptation recorded: steps, last loss, ...
+
+
+class WeightsList(Message):
+    object: Literal["list"] = "list"
+    active: WeightsRef
+    data: list[WeightsInfo]
+
+
+# ---------------------------------------------------------------- images (OpenAI's images API, and extensions)
+
+
+class ImageGenerationRequest(Message):
+    """Body of `POST /v1/images/generations`. OpenAI's fields first, then ours.
+
+    A documented OpenAI field that this service cannot honour is refused by name, never ignored.
+    """
+
+    prompt: str = Field(min_length=1, max_length=32_000)  # class-conditional weights: must name one class
+    model: str | None = None  # "name" or "name@version" of a weight set; None: the active one
+    n: int | None = Field(default=None, ge=1, le=64)  # None: 1
+    size: str | None = None  # "WIDTHxHEIGHT"; None or "auto": the weights' own
+    response_format: Literal["b64_json", "url"] | None = None  # None: b64_json
+    output_format: Literal["png", "jpeg", "webp"] | None = None  # None: png
+    output_compression: int | None = Field(default=None, ge=0, le=100)  # jpeg, webp quality; None: 100
+    user: str | None = Field(default=None, max_length=256)  # kept in the sample's provenance
+    quality: str | None = None  # only "auto"
+    style: str | None = None  # refused
+    background: str | None = None  # only "auto" and "opaque"
+    moderation: str | None = None  # only "auto": there is no moderation model here
+    stream: bool | None = None  # only false
+    partial_images: int | None = None  # only 0
+
+    negative_prompt: str | None = None  # text-conditioned weights only; refused by class-conditional ones
+    num_inference_steps: Steps | None = None  # None: the service's setting
+    guidance_scale: Guidance | None = None  # 0..1: off; None: the service's setting
+    scheduler: Scheduler | None = None  # None: the service's setting
+    seed: Seed | None = None  # of the first image; image i has seed + i; None: drawn, and told in the reply
+    class_label: int | str | None = None  # index or name; None: taken from the prompt
+    image: str | None = None  # base64 or data URL of the init image; None: from noise
+    strength: Unit | None = None  # with `image`: 1 replaces it, 0 returns it; None: the service's setting
+
+
+class GeneratedImage(Message):
+    b64_json: str | None = None
+    url: str | None = None  # path of the image on this service
+    revised_prompt: str | None = None  # the class name, for class-conditional weights
+    sample_id: str
+    seed: Seed
+    near_copy: bool = False  # closer to a real training image than the service's threshold
+
+
+class ImagesResponse(Message):
+    created: int  # unix seconds
+    data: list[GeneratedImage]
+    output_format: str
+    size: str
+    weights: WeightsRef
+
+
+# ---------------------------------------------------------------- jobs
+
+
+class GenerateJob(Message):
+    type: Literal["generate"] = "generate"
+    request: ImageGenerationRequest
+
+
+class AdaptJob(Message):
+    """Fine-tune the generator on the service's dataset; the result is a named weight set."""
+
+    type: Literal["adapt"] = "adapt"
+    method: Literal["cold_start"] = "cold_start"
+    name: Name  # of the resulting weight set; an existing name gets its next version
+    base: str | None = None  # weights to start from; None: the service's base checkpoint
+    steps: int = Field(default=1000, ge=1, le=1_000_000)  # optimiser steps
+    batch_size: int = Field(default=128, ge=1, le=4096)
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0, allow_inf_nan=False)
+    seed: Seed = 0
+    activate: bool = False  # hot-swap to the result when it is ready
+
+
+JobRequest = Annotated[GenerateJob | AdaptJob, Field(discriminator="type")]
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class Job(Message):
+    id: str
+    type: str
+    status: JobStatus
+    created: float  # unix seconds
+    started: float | None = None
+    finished: float | None = None
+    step: int = 0
+    steps: int | None = None  # None: not known yet
+    result: dict[str, Any] | None = None  # ImagesResponse or WeightsInfo, when succeeded
+    problem: dict[str, Any] | None = None  # problem document, when failed or cancelled
+
+
+class JobList(Message):
+    object: Literal["list"] = "list"
+    data: list[Job]
+
+
+class JobEvent(Message):
+    """One server-sent event: `id: seq`, `event: kind`, `data:` this document."""
+
+    seq: int
+    job: str
+    kind: Literal["status", "progress", "end"]  # "end" is the last one and carries the whole job
+    time: float
+    data: dict[str, Any]  # progress: step, steps, and loss for an adaptation
+
+
+# ---------------------------------------------------------------- feedback
+
+
+class MarginalSample(Message):
+    """A real sample that the model is unsure of. Written by the trainer."""
+
+    sample_id: str
+    label: int = Field(ge=0)
+    class_name: str
+    caption: str | None = None  # None: the dataset has none
+    score: Finite  # of the trainer's criterion; lower is more marginal
+    pixels: str | None = None  # base64 image; None: the service reads the sample from its own dataset
+
+
+class ClassShortage(Message):
+    """A class that is short of data. Written by the trainer."""
+
+    label: int = Field(ge=0)
+    class_name: str
+    images: int = Field(ge=1)  # how many it lacks
+
+
+class Feedback(Message):
+    """Body of `POST /v1/feedback`: what the model finds hard now. Answered 202 with `FeedbackAccepted`."""
+
+    run: Name
+    feedback: int = Field(ge=0)  # the trainer's iteration; one feedback each
+    model_version: int = Field(ge=0)  # optimiser updates done when the scores were taken
+    samples: list[MarginalSample] = []
+    classes: list[ClassShortage] = []
+    images_per_sample: int | None = Field(default=None, ge=1, le=1000)  # None: the agent's setting
+    model: str | None = None  # weights to use; None: the active ones when this is planned
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Feedback:
+        if not self.samples and not self.classes:
+            raise ValueError("feedback names neither samples nor classes: send at least one")
+        return self
+
+    def fingerprint(self) -> str:
+        """Hash of the whole question. Part of its work units' ids, so that an answer can be told from one to another
+        question that an earlier run of the same name asked."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+class FeedbackAccepted(Message):
+    run: str
+    feedback: int
+    units: int  # SampleBatch entries that will come, failed ones included
+    samples: int
+    weights: WeightsRef
+
+
+# ---------------------------------------------------------------- stream entries
+
+
+class BlobRef(Message):
+    """Claim check: where the bytes of an entry lie, and what they must be."""
+
+    ref: str  # "redis:{key}" or "file:{path}"
+    sha256: str
+    size: int
+
+
+class WorkRow(Message):
+    """One sample to make. Written by the planner."""
+
+    sample_id: str
+    source_id: str  # the marginal sample, or "class:{name}"
+    index: int
+    seed: Seed
+    label: int
+    class_name: str
+    prompt: str
+    negative_prompt: str | None = None
+    guidance_scale: Guidance
+    init_id: str | None = None  # dataset sample that gives the init image; None: from noise, or from init_blob
+
+
+class WorkUnit(Message):
+    """One GPU batch to make, on the stream `work`. All rows share the settings named here."""
+
+    id: str  # "{run}.{feedback}.{unit}.{fingerprint of the feedback}"
+    run: Name
+    feedback: int
+    unit: int  # index within the feedback, from 0
+    units: int  # how many units the feedback has
+    model_version: int
+    weights: WeightsRef
+    steps: Steps
+    scheduler: Scheduler
+    strength: Unit  # 1: from noise
+    rows: list[WorkRow]
+    init_blob: BlobRef | None = None  # uint8 "images" [rows, H, W, 3], when the feedback carried pixels
+
+
+class Sample(Message):
+    """One synthetic sample and where it came from. Written by the generator; also `GET /v1/samples/{id}`."""
+
+    id: str
+    run: str | None  # None: made for a REST request
+    feedback: int | None
+    model_version: int | None
+    source_id: str | None
+    index: int
+    seed: Seed
+    label: int | None
+    class_name: str | None
+    prompt: str
+    negative_prompt: str | None = None
+    guidance_scale: float
+    steps: int
+    scheduler: str
+    strength: float
+    init_id: str | None = None
+    weights: WeightsRef
+    created: float
+    user: str | None = None
+    nearest_real: str | None = None  # dataset sample id; None: no dataset mounted
+    nearest_distance: float | None = None  # root mean square pixel difference in [0, 1]
+    near_copy: bool = False
+
+
+class SampleBatch(Message):
+    """The answer to one work unit, on the stream `batches:{run}`. A unit that failed for good has an `error`."""
+
+    unit_id: str
+    run: Name
+    feedback: int
+    unit: int
+    units: int
+    model_version: int
+    weights: WeightsRef
+    samples: list[Sample]
+    blob: BlobRef | None  # uint8 "images" [samples, H, W, 3]; None when failed
+    error: dict[str, Any] | None = None  # problem document
+    worker: str
+    started: float  # unix seconds: the denoising interval on the worker
+    finished: float
+
+
+class DeadLetter(Message):
+    """What could not be delivered, on the stream `dead`."""
+
+    stream: str
+    entry: str  # the entry's body as it was
+    deliveries: int
+    problem: dict[str, Any]
+    time: float

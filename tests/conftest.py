@@ -1,0 +1,39 @@
+"""Brokers for every test that needs one. Real servers: no test runs on an imitation of one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from protocol.broker import EmbeddedBroker, connect
+
+SERVERS = ("embedded", "redis-server")
+
+
+@pytest.fixture(scope="session")
+def embedded_url() -> Iterator[str]:
+    """One embedded broker for the whole session; nobody empties it, so use run names of your own."""
+    with EmbeddedBroker() as broker:
+        yield broker.url
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def _server_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    binary = None
+    if request.param == "redis-server":
+        binary = shutil.which("redis-server")
+        if binary is None:
+            pytest.skip("redis-server is not on PATH: the contract is tested on the embedded server only")
+    with EmbeddedBroker(binary=binary) as broker:
+        yield broker.url
+
+
+@pytest.fixture
+def broker_url(_server_url: str) -> str:
+    """An empty broker, once the embedded one and once Redis."""
+    with connect(_server_url) as client:
+        client.flushall()
+        client.script_flush()
+    return _server_url

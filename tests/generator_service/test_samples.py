@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from generator_service.samples import SampleStore
+from protocol.errors import UnknownSample
+from protocol.messages import Sample, WeightsRef
+
+
+def sample(number: int, **fields) -> Sample:
+    values = {
+        "id": f"s{number}",
+        "run": None,
+        "feedback": None,
+        "model_version": None,
+        "source_id": None,
+        "index": 0,
+        "seed": number,
+        "label": 0,
+        "class_name": "a",
+        "prompt": "a",
+        "guidance_scale": 1.0,
+        "steps": 4,
+        "scheduler": "ddim",
+        "strength": 1.0,
+        "weights": WeightsRef(name="base", version=1, digest="d"),
+        "created": 0.0,
+    }
+    return Sample(**(values | fields))
+
+
+def test_provenance_is_found_again_also_after_a_restart(tmp_path: Path):
+    store = SampleStore(tmp_path, 100, 1000)
+    store.add([sample(1), sample(2, class_name="ä")])
+    store.add([sample(3)])
+    for opened in (store, SampleStore(tmp_path, 100, 1000)):
+        assert [opened.get(f"s{n}").seed for n in (1, 2, 3)] == [1, 2, 3]
+        assert opened.get("s2").class_name == "ä"
+
+
+def test_a_sample_made_again_replaces_its_entry(tmp_path: Path):
+    store = SampleStore(tmp_path, 100, 1000)
+    store.add([sample(1)])
+    store.add([sample(1, created=5.0)])
+    assert store.get("s1").created == 5.0
+    assert SampleStore(tmp_path, 100, 1000).get("s1").created == 5.0
+
+
+def test_provenance_is_bounded_and_the_oldest_goes_first(tmp_path: Path):
+    store = SampleStore(tmp_path, 10, 1000)
+    for number in range(23):
+        store.add([sample(number)])
+        assert store.get(f"s{number}").seed == number
+    kept = [number for number in range(23) if _has(store, number)]
+    assert kept == list(range(15, 23))
+    assert sum(len(path.read_text().splitlines()) for path in tmp_path.glob("*.jsonl")) == len(kept)
+    assert [number for number in range(23) if _has(SampleStore(tmp_path, 10, 1000), number)] == kept
+
+
+def _has(store: SampleStore, number: int) -> bool:
+    try:
+        return store.get(f"s{number}").seed == number
+    except UnknownSample:
+        return False
+
+
+def test_a_line_cut_short_by_a_crash_is_dropped_and_writing_goes_on(tmp_path: Path):
+    store = SampleStore(tmp_path, 100, 1000)
+    store.add([sample(1), sample(2)])
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    again = SampleStore(tmp_path, 100, 1000)
+    again.add([sample(3)])
+    assert [_has(again, number) for number in (1, 2, 3)] == [True, False, True]
+
+
+def test_images_are_bounded_by_size_and_the_least_recently_used_go(tmp_path: Path):
+    store = SampleStore(tmp_path, 100, 30)
+    for name in ("a", "b", "c"):
+        store.add_image(name, name.encode() * 10, "png")
+    assert store.image("a") == (b"a" * 10, "image/png")
+    store.add_image("d", b"d" * 10, "jpeg")
+    with pytest.raises(UnknownSample):
+        store.image("b")
+    assert [store.image(name)[1] for name in ("a", "c", "d")] == ["image/png", "image/png", "image/jpeg"]
+    assert sum(path.stat().st_size for path in (tmp_path / "images").iterdir()) == 30
+    assert SampleStore(tmp_path, 100, 30).image("c")[0] == b"c" * 10
+
+
+@pytest.mark.parametrize("name", ["nope", "../samples.jsonl", ""])
+def test_unknown_samples_say_so(tmp_path: Path, name: str):
+    store = SampleStore(tmp_path, 100, 30)
+    with pytest.raises(UnknownSample):
+        store.get(name)
+    with pytest.raises(UnknownSample):
+        store.image(name)

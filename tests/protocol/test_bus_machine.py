@@ -1,0 +1,151 @@
+"""The queue under random histories: every published unit gets exactly one answer, whoever dies when."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from protocol import codec, keys
+from protocol.broker import connect
+from protocol.bus import Bus, BusConfig, Delivery
+from protocol.errors import GenerationFailed, QueueFull
+from protocol.messages import FeedbackAccepted, SampleBatch, WorkUnit
+from tests.protocol.messages_to_send import batch, pixels, reply, unit
+
+WORKERS = st.sampled_from(["w1", "w2", "w3"])
+TRAINERS = st.sampled_from(["t1", "t2"])
+CONFIG = BusConfig(max_deliveries=2, work_gate=6)
+
+
+class Queue(RuleBasedStateMachine):
+    url = ""
+    held = Bundle("held")  # deliveries some worker has, also those it lost meanwhile
+    batches = Bundle("batches")  # deliveries the trainer has not acked
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw: redis.Redis = connect(self.url)
+        self.raw.flushall()
+        self.bus = Bus(self.url, CONFIG)
+        self.published: dict[str, WorkUnit] = {}
+        self.answers: dict[str, str] = {}  # unit id -> entry id of its batch
+        self.failed: set[str] = set()  # units answered by an error
+        self.winners: dict[str, str] = {}  # unit id -> the delivery that was told it published
+        self.feedbacks = 0
+
+    @rule(count=st.integers(1, 4))
+    def publish(self, count: int) -> None:
+        units = [unit(feedback=self.feedbacks, number=number, units=count) for number in range(count)]
+        waiting = self.raw.xlen(keys.WORK)
+
+        def send() -> FeedbackAccepted:
+            return self.bus.publish_plan("r", self.feedbacks, "f", units, {}, reply(units=count))
+
+        if waiting and waiting + count > CONFIG.work_gate:
+            with pytest.raises(QueueFull):
+                send()
+            return
+        assert send() == send() == reply(units=count)  # the second is a repetition
+        self.published |= {one.id: one for one in units}
+        self.feedbacks += 1
+
+    @rule(target=held, worker=WORKERS)
+    def claim(self, worker: str):
+        delivery = self.bus.claim_work(worker, 0)
+        if delivery is None:
+            return multiple()
+        assert delivery.message == self.published[delivery.message.id]
+        assert 1 <= delivery.deliveries <= CONFIG.max_deliveries
+        return delivery
+
+    @rule(delivery=held)
+    def die(self, delivery: Delivery[WorkUnit]) -> None:
+        """The worker stops renewing; the delivery stays in `held`, since it may only be slow."""
+        if self.bus.renew(delivery):
+            arguments = (keys.WORK, keys.WORK_GROUP, delivery.consumer, 0, [delivery.entry_id])
+            self.raw.xclaim(*arguments, idle=3_600_000, justid=True)
+
+    @rule(delivery=held)
+    def finish(self, delivery: Delivery[WorkUnit]) -> None:
+        first = self.bus.finish_work(delivery, batch(delivery), pixels(delivery))
+        assert self.bus.finish_work(delivery, batch(delivery), pixels(delivery)) is first
+        assert self.bus.renew(delivery) is False
+        if first:
+            assert self.winners.setdefault(delivery.message.id, delivery.token) == delivery.token
+
+    @rule(delivery=consumes(held))
+    def fail(self, delivery: Delivery[WorkUnit]) -> None:
+        self.bus.fail_work(delivery, GenerationFailed("no").to_problem())
+
+    @rule(target=batches, trainer=TRAINERS)
+    def admit(self, trainer: str):
+        delivery = self.bus.next_batch("r", trainer, 0)
+        return multiple() if delivery is None else self.seen(delivery)
+
+    @rule(delivery=consumes(batches))
+    def ack(self, delivery: Delivery[SampleBatch]) -> None:
+        self.bus.ack_batch(delivery)
+        self.bus.ack_batch(delivery)
+
+    @rule()
+    def restart(self) -> None:
+        self.bus.close()
+        self.bus = Bus(self.url, CONFIG)
+
+    def seen(self, delivery: Delivery[SampleBatch]) -> Delivery[SampleBatch]:
+        answer = delivery.message
+        assert self.answers.setdefault(answer.unit_id, delivery.entry_id) == delivery.entry_id, "answered twice"
+        if answer.error is not None:
+            self.failed.add(answer.unit_id)
+        else:
+            assert codec.decode(self.bus.get_blob(answer.blob))["images"][0, 0, 0, 0] == answer.unit
+        return delivery
+
+    @invariant()
+    def every_unit_is_waiting_or_answered(self) -> None:
+        waiting = {WorkUnit.model_validate_json(body[b"body"]).id for _, body in self.raw.xrange(keys.WORK)}
+        done = {key.decode().removeprefix(keys.done("")) for key in self.raw.scan_iter(keys.done("*"))}
+        assert waiting | done == self.published.keys()
+        depths = self.bus.depths()
+        assert depths["waiting"] + depths["in_work"] == self.raw.xlen(keys.WORK)
+
+    def teardown(self) -> None:
+        """Everybody dies; one last worker and one last trainer clear up, and the books must balance."""
+        self.expire_all(keys.WORK, keys.WORK_GROUP)
+        while (work := self.bus.claim_work("last", 0)) is not None:
+            self.bus.finish_work(work, batch(work), pixels(work))
+        self.expire_all(keys.batches("r"), keys.BATCH_GROUP)
+        while (answer := self.bus.next_batch("r", "last", 0)) is not None:
+            self.seen(answer)
+            self.bus.ack_batch(answer)
+        assert self.answers.keys() == self.published.keys()
+        letters = [WorkUnit.model_validate_json(letter.entry).id for letter in self.bus.dead_letters()]
+        assert sorted(letters) == sorted(self.failed)
+        assert self.raw.xlen(keys.WORK) == self.raw.xlen(keys.batches("r")) == 0
+        assert list(self.raw.scan_iter(keys.blob("*"))) == []
+        self.raw.close()
+        self.bus.close()
+
+    def expire_all(self, stream: str, group: str) -> None:
+        if self.feedbacks and self.raw.exists(stream) and self.raw.xinfo_groups(stream):
+            for entry in self.raw.xpending_range(stream, group, "-", "+", 1000):
+                self.raw.xclaim(stream, group, "dead", 0, [entry["message_id"]], idle=3_600_000, justid=True)
+
+
+def test_any_history_loses_nothing_and_answers_nothing_twice(broker_url: str) -> None:
+    Queue.url = broker_url
+    limits = settings(
+        max_examples=20, stateful_step_count=30, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    run_state_machine_as_test(Queue, settings=limits)

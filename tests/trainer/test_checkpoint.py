@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from protocol.errors import CheckpointCorrupt
+from trainer import checkpoint
+
+
+def test_the_newest_is_found_and_two_are_kept(tmp_path: Path):
+    assert checkpoint.load(tmp_path) is None
+    for updates in (1, 2, 3):
+        checkpoint.save(tmp_path, {"updates": updates, "w": torch.tensor([float(updates)])}, updates=updates)
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    assert state["updates"] == 3
+    assert state["w"].tolist() == [3.0]
+    assert len(list(tmp_path.glob("*.pt"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_damage_is_told(tmp_path: Path, damage: str):
+    path = checkpoint.save(tmp_path, {"w": torch.zeros(4)}, updates=1)
+    data = path.read_bytes()
+    if damage == "flip":
+        path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif damage == "cut":
+        path.write_bytes(data[:-1])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        (tmp_path / checkpoint.MANIFEST).write_text("{")
+    with pytest.raises(CheckpointCorrupt, match="--fresh"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_crash_before_the_manifest_leaves_the_earlier_checkpoint(tmp_path: Path):
+    checkpoint.save(tmp_path, {"updates": 1}, updates=1)
+    manifest = (tmp_path / checkpoint.MANIFEST).read_bytes()
+    checkpoint.save(tmp_path, {"updates": 2}, updates=2)
+    (tmp_path / checkpoint.MANIFEST).write_bytes(manifest)
+    (tmp_path / "checkpoint-000000003.pt.partial").write_bytes(b"half")
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    assert state["updates"] == 1
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path: Path):
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    np.random.standard_normal()  # leaves a cached second normal
+    checkpoint.save(tmp_path, {"rng": checkpoint.rng_state()}, updates=0)
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.standard_normal()), float(torch.rand(()))
+
+    expected = [draw() for _ in range(3)]
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    checkpoint.load_rng_state(state["rng"])
+    assert [draw() for _ in range(3)] == expected

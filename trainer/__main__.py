@@ -1,0 +1,44 @@
+"""`python -m trainer --config FILE`: parse the settings first, only then import torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from protocol import config, logs, parent
+from protocol.bus import QueueConfig
+from protocol.errors import ConfigError, DatasetError, OnTheFlyError
+from trainer.settings import TrainerConfig
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train; returns the exit status: 0 done, 1 the run failed, 2 settings or data are wrong, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train a model, on the fly.")
+    parser.add_argument("--config", type=Path, help="settings file (TOML)")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
+    parser.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside and start anew")
+    parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
+    options = parser.parse_args(arguments)
+    logs.setup("trainer")
+    if options.exit_with_parent:
+        parent.exit_with_parent()
+    try:
+        settings = config.load(options.config, options.set)
+        config.check_tables(settings, config.TABLES)
+        trainer_config = config.section(settings, "trainer", TrainerConfig)
+        broker_config = config.section(settings, "broker", QueueConfig)
+        from trainer.start import start
+
+        start(trainer_config, broker_config, fresh=options.fresh)
+    except OnTheFlyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | DatasetError) else 1
+    except KeyboardInterrupt:
+        print("interrupted: start the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The order in which a training set is seen, and the batches made of it.
+
+Every permutation and every augmentation seed follows from (seed, iteration, epoch, batch), so a loader's position is
+just how many batches of the iteration are done, and a resumed run goes on with the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mixed batch: B rows, S pixels a side."""
+
+    images: Tensor  # uint8 [B, S, S, 3]
+    labels: Tensor  # long [B]
+    synthetic: Tensor  # bool [B]
+    seed: int  # of this batch's augmentation
+
+
+def derive(*parts: int | str) -> int:
+    """A seed in [0, 2**63) that depends on all parts and on nothing else."""
+    text = ":".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def schedule(rows: int, batch_size: int, steps: int, seed: int, iteration: int) -> list[list[int]]:
+    """Row indices of each of the iteration's batches: epoch after epoch, each a fresh permutation of all rows."""
+    batches: list[list[int]] = []
+    epoch = 0
+    while len(batches) < steps:
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(derive(seed, "order", iteration, epoch)))
+        batches += [chunk.tolist() for chunk in order.split(batch_size)]
+        epoch += 1
+    return batches[:steps]
+
+
+def batches(
+    data: Dataset, chosen: list[list[int]], *, seed: int, iteration: int, start: int = 0, workers: int = 0
+) -> Iterator[Batch]:
+    """The batches of one iteration, from number `start` on."""
+    own = torch.Generator().manual_seed(derive(seed, "workers", iteration))  # the global RNG is left to the model
+    loader = DataLoader(data, batch_sampler=chosen[start:], num_workers=workers, generator=own)
+    for number, (images, labels, synthetic) in enumerate(loader, start):
+        yield Batch(images, labels, synthetic, derive(seed, "augment", iteration, number))

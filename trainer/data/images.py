@@ -1,0 +1,88 @@
+"""Real and synthetic images as one training set of equal-sized uint8 tensors.
+
+Decodes and resizes; normalisation and augmentation belong to the task. Shapes: N rows, S pixels a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from protocol.dataset import Dataset
+from trainer import pool
+from trainer.pool import Candidate
+
+
+def resized(image: np.ndarray, size: int) -> Tensor:
+    """uint8 [H, W, 3] of any size -> uint8 [S, S, 3]: shorter side to S (bicubic, antialiased), centre crop."""
+    height, width = image.shape[:2]
+    if (height, width) != (size, size):
+        scale = size / min(height, width)
+        fitted = (max(size, round(width * scale)), max(size, round(height * scale)))
+        picture = Image.fromarray(image).resize(fitted, Image.Resampling.BICUBIC)
+        left, top = (fitted[0] - size) // 2, (fitted[1] - size) // 2
+        image = np.asarray(picture.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(np.ascontiguousarray(image))
+
+
+class Decoded:
+    """Images of a dataset that are decoded each time they are asked for; indexed by rows and slices like a tensor."""
+
+    def __init__(self, dataset: Dataset, size: int):
+        self._dataset, self._size = dataset, size
+
+    def __getitem__(self, rows: int | slice) -> Tensor:
+        if isinstance(rows, int):
+            return resized(self._dataset.image(rows), self._size)
+        return torch.stack([self[row] for row in range(*rows.indices(len(self._dataset)))])
+
+
+class RealImages(TorchDataset):
+    """The real samples of one split, kept in memory when they fit. Items are (image uint8 [S, S, 3], label, False).
+
+    Args:
+        size: S, pixels a side.
+        cache_gib: memory they may take; past it they are decoded again in every epoch.
+    """
+
+    def __init__(self, dataset: Dataset, size: int, cache_gib: float):
+        self.dataset, self.size = dataset, size
+        self.labels = torch.tensor([entry.label for entry in dataset.samples])
+        decoded = Decoded(dataset, size)
+        fits = len(dataset) * size * size * 3 <= cache_gib * 2**30
+        self.images: Tensor | Decoded = decoded[:] if fits else decoded
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
+        return self.images[index], int(self.labels[index]), False
+
+
+class SyntheticImages(TorchDataset):
+    """Candidates of one iteration, in memory. Items are (image uint8 [S, S, 3], label, True)."""
+
+    def __init__(self, candidates: Sequence[Candidate], size: int):
+        self.candidates = list(candidates)
+        self.labels = torch.tensor([candidate.sample.label for candidate in candidates], dtype=torch.long)
+        self.images = torch.empty(0, size, size, 3, dtype=torch.uint8)
+        if self.candidates:
+            self.images = torch.stack([resized(image, size) for image in pool.images(self.candidates)])
+
+    def subset(self, keep: Tensor) -> SyntheticImages:
+        """Only the rows where `keep` (bool [N]) is true."""
+        chosen = SyntheticImages([], self.images.shape[1])
+        chosen.candidates = [candidate for candidate, kept in zip(self.candidates, keep.tolist(), strict=True) if kept]
+        chosen.labels, chosen.images = self.labels[keep], self.images[keep]
+        return chosen
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
+        return self.images[index], int(self.labels[index]), True

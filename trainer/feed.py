@@ -1,0 +1,224 @@
+"""The trainer's side of the conversation: feedback goes out over HTTP, batches come in from the queue.
+
+A background thread admits batches into the pool while the loop trains, and sends again what could not be sent. Owns
+staleness: `take(i)` waits for the answers to feedback i - K and hands out nothing older. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from protocol.bus import Bus, Delivery
+from protocol.client import GeneratorClient
+from protocol.errors import BlobError, BrokerUnavailable, OnTheFlyError, Retryable, ServiceUnreachable
+from protocol.messages import Feedback, FeedbackAccepted, SampleBatch
+from trainer.durable import write_durably
+from trainer.journal import Journal
+from trainer.pool import Candidate, Pool
+from trainer.settings import ServiceConfig
+
+log = logging.getLogger("trainer")
+
+
+class Outage:
+    """Whether a peer is gone; says so once when it goes and once when it is back."""
+
+    def __init__(self, peer: str, journal: Journal):
+        self.peer = peer
+        self.since: float | None = None
+        self._said = False
+        self._journal = journal
+
+    def failed(self, error: OnTheFlyError, grace_s: float) -> None:
+        self.since = self.since or time.monotonic()
+        if not self._said and time.monotonic() - self.since >= grace_s:
+            self._said = True
+            self._journal.event("outage", f"{self.peer} is gone, training goes on without it: {error}", peer=self.peer)
+
+    def succeeded(self) -> None:
+        if self._said:
+            self._journal.event("recovery", f"{self.peer} is back", peer=self.peer)
+        self.since, self._said = None, False
+
+    @property
+    def declared(self) -> bool:
+        return self._said
+
+
+class Feed:
+    """Feedback out, samples in. Use as a context manager: the background thread lives as long as the block.
+
+    Args:
+        staleness: K, in iterations.
+        folder: the run's folder; each feedback is kept in `feedback/` before it is sent, so that a resumed run asks
+            the same question again.
+    """
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        client: GeneratorClient,
+        bus: Bus,
+        pool: Pool,
+        journal: Journal,
+        run: str,
+        staleness: int,
+        folder: Path,
+    ):
+        self.pool, self.journal, self.run, self.staleness = pool, journal, run, staleness
+        self._config, self._client, self._bus = config, client, bus
+        self._folder = folder / "feedback"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._outbox: dict[int, Feedback] = {}
+        self._sending = threading.Lock()
+        self._accepted: dict[int, FeedbackAccepted] = {}
+        self._asked = {int(path.stem): Feedback.model_validate_json(path.read_text()) for path in self._kept()}
+        self._service = Outage("the generator service", journal)
+        self._broker = Outage("the broker", journal)
+        self._failure: OnTheFlyError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._receive, name="feed", daemon=True)
+
+    def _kept(self) -> list[Path]:
+        return sorted(self._folder.glob("*.json"))
+
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    # ------------------------------------------------------------ out
+
+    def asked(self, iteration: int) -> Feedback | None:
+        """The feedback of an iteration, if it was asked before a crash."""
+        return self._asked.get(iteration)
+
+    def post(self, feedback: Feedback) -> None:
+        """Send feedback. When the service cannot take it now, it is sent later, until it would be stale.
+
+        Raises:
+            InvalidRequest, NotFound, Unauthorized: the service refuses this feedback for good.
+        """
+        write_durably(self._folder / f"{feedback.feedback:06d}.json", feedback.model_dump_json().encode())
+        self._asked[feedback.feedback] = feedback
+        self._outbox[feedback.feedback] = feedback
+        self._send()
+
+    def _send(self) -> None:
+        """Try to send everything in the outbox, oldest first; what is refused for now stays in it."""
+        with self._sending:
+            for number in sorted(self._outbox):
+                feedback = self._outbox[number]
+                try:
+                    self._accepted[number] = self._client.feedback(
+                        feedback, idempotency_key=f"{feedback.run}:{number}:{feedback.fingerprint()}"
+                    )
+                except Retryable as error:
+                    if isinstance(error, ServiceUnreachable):
+                        self._service.failed(error, self._config.outage_grace_s)
+                    return
+                self._service.succeeded()
+                del self._outbox[number]
+
+    # ------------------------------------------------------------ in
+
+    def take(self, iteration: int) -> list[Candidate]:
+        """Samples for this iteration: waits for the answers to feedback `iteration - K`, then takes what is unused.
+
+        Raises:
+            OnTheFlyError: what the background thread could not go on from.
+        """
+        due = iteration - self.staleness
+        with self._sending:
+            for number in [number for number in self._outbox if number < due]:
+                del self._outbox[number]
+                self.journal.event("unsent", f"feedback {number} was never sent and is stale now", feedback=number)
+        self._wait(due)
+        return self.pool.take(due)
+
+    def _wait(self, due: int) -> None:
+        if due not in self._asked:
+            return
+        deadline = time.monotonic() + self._config.answer_timeout_s
+        next_probe = 0.0
+        while not self._answered(due):
+            self._raise_failure()
+            if time.monotonic() >= next_probe:
+                self._probe()
+                next_probe = time.monotonic() + 1.0
+            gone = self._service.declared or self._broker.declared
+            if gone and self._config.on_outage == "continue":
+                return
+            if time.monotonic() > deadline and not gone:
+                self.journal.event("late", f"the answers to feedback {due} are late; going on without", feedback=due)
+                return
+            with self.pool.changed:
+                self.pool.changed.wait(0.1)
+        self._raise_failure()
+
+    def _answered(self, number: int) -> bool:
+        accepted = self._accepted.get(number)
+        return (accepted is not None and accepted.units == 0) or self.pool.complete(number)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _probe(self) -> None:
+        """While waiting: is the service still there?"""
+        try:
+            self._client.wait_ready(timeout_s=0.0)
+        except Retryable as error:
+            self._service.failed(error, self._config.outage_grace_s)
+        else:
+            self._service.succeeded()
+
+    def _receive(self) -> None:
+        """The background thread: admit what comes, send what could not be sent."""
+        while not self._stop.is_set():
+            try:
+                self._send()
+                delivery = self._bus.next_batch(self.run, "trainer", block_s=0.25)
+                self._broker.succeeded()
+                if delivery is not None:
+                    self._admit(delivery)
+            except BrokerUnavailable as error:
+                self._broker.failed(error, self._config.outage_grace_s)
+                self._stop.wait(0.5)
+            except OnTheFlyError as error:
+                self._failure = error
+                return
+
+    def _admit(self, delivery: Delivery[SampleBatch]) -> None:
+        """Make a batch durable, then acknowledge it."""
+        batch, data = delivery.message, None
+        asked = self._asked.get(batch.feedback)
+        if asked is None or not batch.unit_id.endswith(asked.fingerprint()):
+            self.journal.event("foreign", f"batch {batch.unit_id} answers no question of this run", unit=batch.unit_id)
+            self._bus.ack_batch(delivery)
+            return
+        if batch.blob is not None:
+            try:
+                data = self._bus.get_blob(batch.blob)
+            except BlobError as error:
+                self.journal.event("blob", f"batch {batch.unit_id} is lost: {error}", unit=batch.unit_id)
+                batch = batch.model_copy(update={"samples": [], "blob": None, "error": error.to_problem()})
+        elif batch.error is not None:
+            self.journal.event("failed", f"unit {batch.unit_id} failed: {batch.error['detail']}", unit=batch.unit_id)
+        if self.pool.admit(batch, data):
+            self.journal.interval(
+                "generator", "generate", batch.started, batch.finished, feedback=batch.feedback, unit=batch.unit
+            )
+        self._bus.ack_batch(delivery)
+
+    def resume(self, iteration: int) -> None:
+        """After a crash: ask again what this iteration still waits for. The service repeats its answers."""
+        for number, feedback in self._asked.items():
+            if iteration - self.staleness <= number < iteration and not self.pool.complete(number):
+                self._outbox[number] = feedback

@@ -1,0 +1,157 @@
+"""Synthetic samples that have arrived, on disk and in memory: which are unused, used, stale.
+
+A batch is admitted by writing it durably; only then may its stream entry be acknowledged. A sample is handed out once.
+Knows nothing of the queue or of the model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protocol import codec
+from protocol.messages import Sample, SampleBatch
+from trainer.durable import write_durably
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A synthetic sample and where its pixels lie."""
+
+    sample: Sample
+    file: Path  # safetensors with uint8 "images" [rows, H, W, 3]
+    row: int
+
+    @property
+    def order(self) -> tuple[int, str, int]:
+        """(feedback, source, index): the order in which candidates are handed out, whatever order they came in."""
+        return (self.sample.feedback or 0, self.sample.source_id or "", self.sample.index)
+
+
+class Pool:
+    """The admitted samples of one run. Thread-safe: the feed admits, the loop takes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.changed = threading.Condition()
+        self.stale = 0  # samples dropped because they came too late
+        self._batches: dict[tuple[int, int], SampleBatch] = {}
+        self._unused: dict[str, Candidate] = {}
+        self._used: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("*.json")):
+            self._enlist(SampleBatch.model_validate_json(path.read_text()))
+
+    # ------------------------------------------------------------ admission
+
+    def admit(self, batch: SampleBatch, data: bytes | None) -> bool:
+        """Write a batch durably, then count its samples as unused. False when it was admitted before.
+
+        Args:
+            data: the batch's blob, verified; None for a failed unit.
+        """
+        with self.changed:
+            if (batch.feedback, batch.unit) in self._batches:
+                return False
+            if data is not None:
+                write_durably(self._file(batch).with_suffix(".safetensors"), data)
+            write_durably(self._file(batch).with_suffix(".json"), batch.model_dump_json().encode())
+            self._enlist(batch)
+            self.changed.notify_all()
+            return True
+
+    def _file(self, batch: SampleBatch) -> Path:
+        return self.folder / f"{batch.feedback:06d}-{batch.unit:06d}"
+
+    def _enlist(self, batch: SampleBatch) -> None:
+        self._batches[batch.feedback, batch.unit] = batch
+        file = self._file(batch).with_suffix(".safetensors")
+        for row, sample in enumerate(batch.samples):
+            if sample.id not in self._used:
+                self._unused[sample.id] = Candidate(sample, file, row)
+
+    # ------------------------------------------------------------ what has been answered
+
+    def complete(self, feedback: int) -> bool:
+        """Whether every work unit of a feedback has been answered, failed ones included."""
+        answers = [batch for (number, _), batch in list(self._batches.items()) if number == feedback]
+        return bool(answers) and len(answers) == answers[0].units
+
+    def batches(self) -> list[SampleBatch]:
+        """Every admitted batch, in the order (feedback, unit)."""
+        with self.changed:
+            return [self._batches[key] for key in sorted(self._batches)]
+
+    # ------------------------------------------------------------ handing out
+
+    def take(self, oldest: int) -> list[Candidate]:
+        """Every unused sample of feedback `oldest` or newer, once, in the order (feedback, source, index).
+
+        Unused samples of older feedback are stale: dropped and counted.
+        """
+        with self.changed:
+            self._drop_stale(oldest)
+            taken = sorted(self._unused.values(), key=lambda candidate: candidate.order)
+            self._used.update(candidate.sample.id for candidate in taken)
+            self._unused.clear()
+            return taken
+
+    @property
+    def unused(self) -> int:
+        """How many samples have come and are neither taken nor stale."""
+        with self.changed:
+            return len(self._unused)
+
+    def everything(self) -> list[Candidate]:
+        """All samples, used or not, in order: an offline pool is drawn from again and again."""
+        candidates = (
+            Candidate(sample, self._file(batch).with_suffix(".safetensors"), row)
+            for batch in self.batches()
+            for row, sample in enumerate(batch.samples)
+        )
+        return sorted(candidates, key=lambda candidate: candidate.order)
+
+    def find(self, ids: Iterable[str]) -> list[Candidate]:
+        """The samples with these ids, in the order given."""
+        by_id = {candidate.sample.id: candidate for candidate in self.everything()}
+        return [by_id[name] for name in ids]
+
+    def _drop_stale(self, oldest: int) -> None:
+        old = [name for name, candidate in self._unused.items() if (candidate.sample.feedback or 0) < oldest]
+        for name in old:
+            del self._unused[name]
+        self._used.update(old)
+        self.stale += len(old)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the files: the ids already used or dropped."""
+        with self.changed:
+            return {"used": sorted(self._used), "stale": self.stale}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint: batches admitted since then are unused again."""
+        with self.changed:
+            self._used = set(state["used"])
+            self.stale = state["stale"]
+            self._unused.clear()
+            for batch in self._batches.values():
+                self._enlist(batch)
+
+
+def images(candidates: Sequence[Candidate]) -> list[np.ndarray]:
+    """Pixels of candidates, each uint8 [H, W, 3], in the same order; every file is read once."""
+    files = {path: codec.decode(path.read_bytes())["images"] for path in {candidate.file for candidate in candidates}}
+    return [files[candidate.file][candidate.row] for candidate in candidates]
+
+
+def count_by_class(candidates: Iterable[Candidate]) -> dict[str, int]:
+    """Class name -> number of candidates."""
+    return dict(Counter(candidate.sample.class_name or "" for candidate in candidates))

@@ -1,0 +1,168 @@
+"""The report's pictures: real samples beside what was made for them, what VoG chose, near copies.
+
+Finds pixels and says what became of each sample; knows nothing of HTML.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from protocol import codec
+from protocol.dataset import Dataset
+from protocol.errors import DatasetError
+from protocol.messages import Feedback, MarginalSample, Sample
+from trainer.record import Record
+
+Fate = Literal["kept", "dropped", "near copy", "not used"]
+LARGEST = 160  # pixels of the longer side; larger pictures are made smaller
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample to show."""
+
+    pixels: np.ndarray | None  # uint8 RGB [H, W, 3], as large as it is shown; None: they are gone
+    alt: str
+    note: str  # below the picture
+    fate: Fate | None = None  # None: a real sample
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A real sample and the synthetic ones made from it."""
+
+    real: Picture
+    made: list[Picture]
+    class_name: str
+
+
+class Album:
+    """Every picture of one run. Files are read when a picture is asked for.
+
+    `missing` says why real samples cannot be shown; None when they can.
+    """
+
+    def __init__(self, record: Record):
+        self.record = record
+        self.missing: str | None = None
+        self._dataset: Dataset | None = None
+        try:
+            self._dataset = Dataset.open(record.config.dataset)
+        except DatasetError as error:
+            self.missing = error.message
+        self.classes = list(self._dataset.classes) if self._dataset else []
+        self._sent = {
+            sample.sample_id: sample.pixels
+            for feedback in record.feedback
+            for sample in feedback.samples
+            if sample.pixels
+        }
+        self._places = {
+            sample.id: (record.folder / "batches" / f"{batch.feedback:06d}-{batch.unit:06d}.safetensors", row)
+            for batch in record.batches
+            for row, sample in enumerate(batch.samples)
+        }
+        self._files: dict[Path, np.ndarray] = {}
+        self._samples = {sample.id: sample for sample in record.samples()}
+        self._rows = {row["id"]: row for row in record.selection}
+        self._by_source: dict[tuple[int | None, str | None], list[Sample]] = defaultdict(list)
+        for sample in record.samples():
+            self._by_source[sample.feedback, sample.source_id].append(sample)
+
+    # ------------------------------------------------------------ pixels
+
+    def real(self, sample_id: str) -> np.ndarray | None:
+        """A real sample: from the dataset, or as it was sent with the feedback; None when neither has it."""
+        if self._dataset is not None and sample_id in self._dataset:
+            return self._dataset.image(sample_id)
+        sent = self._sent.get(sample_id)
+        return codec.image_from_base64(sent) if sent else None
+
+    def synthetic(self, sample_id: str) -> np.ndarray | None:
+        """A synthetic sample; None when its file was deleted."""
+        path, row = self._places[sample_id]
+        if path not in self._files and path.exists():
+            self._files[path] = codec.decode(path.read_bytes())["images"]
+        return self._files[path][row] if path in self._files else None
+
+    # ------------------------------------------------------------ what to show
+
+    def answered(self) -> list[Feedback]:
+        """The questions that were answered with samples, by iteration."""
+        answered = {sample.feedback for sample in self.record.samples()}
+        return [feedback for feedback in self.record.feedback if feedback.feedback in answered and feedback.samples]
+
+    def hardest(self, feedback: Feedback, most: int, most_made: int) -> list[Pair]:
+        """The hardest real samples of a question that were answered, hardest first, each with what was made for it."""
+        asked = sorted(feedback.samples, key=lambda sample: sample.score)
+        answered = [sample for sample in asked if self._by_source[feedback.feedback, sample.sample_id]]
+        return [self._pair(feedback, sample, most_made) for sample in answered[:most]]
+
+    def _pair(self, feedback: Feedback, hard: MarginalSample, most: int) -> Pair:
+        made = sorted(self._by_source[feedback.feedback, hard.sample_id], key=lambda sample: sample.index)[:most]
+        note = "" if self.record.config.mode == "offline" else f"score {hard.score:.2g}"  # a pool is asked without one
+        return Pair(
+            real=Picture(_shown(self.real(hard.sample_id)), f"real sample of class {hard.class_name}", note),
+            made=[self._made(sample) for sample in made],
+            class_name=hard.class_name,
+        )
+
+    def _made(self, sample: Sample) -> Picture:
+        fate = self.fate(sample)
+        score = self._rows.get(sample.id, {}).get("vog")
+        alt = f"synthetic sample of class {sample.class_name}, {fate}"
+        return Picture(_shown(self.synthetic(sample.id)), alt, "" if score is None else f"VoG {score:.2g}", fate)
+
+    def fate(self, sample: Sample) -> Fate:
+        """What became of a synthetic sample; offline, the last time it was drawn."""
+        row = self._rows.get(sample.id)
+        if row is not None:
+            return "kept" if row["kept"] else "dropped"
+        return "near copy" if sample.near_copy and self.record.config.drop_near_copies else "not used"
+
+    def by_vog(self, most_classes: int, most: int) -> list[tuple[str, list[Picture], list[Picture]]]:
+        """For each class, the samples of lowest VoG that were dropped and those of highest VoG that were kept.
+
+        Only of the last iteration that dropped any, as scores compare within one; classes in order of their names.
+        """
+        dropping = [row["iteration"] for row in self.record.selection if not row["kept"]]
+        rows = [
+            r for r in self.record.selection if dropping and r["iteration"] == dropping[-1] and r["vog"] is not None
+        ]
+        rows.sort(key=lambda row: row["vog"])
+        found = []
+        for name in sorted({row["class"] for row in rows if not row["kept"]})[:most_classes]:
+            dropped = [row["id"] for row in rows if row["class"] == name and not row["kept"]][:most]
+            kept = [row["id"] for row in rows if row["class"] == name and row["kept"]][-most:]
+            found.append((name, self._all(dropped), self._all(kept)))
+        return found
+
+    def _all(self, ids: Iterable[str]) -> list[Picture]:
+        return [self._made(self._samples[name]) for name in ids]
+
+    def near_copies(self, most: int) -> list[Pair]:
+        """Synthetic samples flagged as near copies, nearest first, beside the real sample they are near to."""
+        flagged = [sample for sample in self.record.samples() if sample.near_copy and sample.nearest_real]
+        flagged.sort(key=lambda sample: sample.nearest_distance or 0.0)
+        pairs = []
+        for sample in flagged[:most]:
+            note = f"distance {sample.nearest_distance or 0.0:.2g}"
+            real = Picture(_shown(self.real(sample.nearest_real or "")), "the real sample nearest to it", note)
+            pairs.append(Pair(real, [self._made(sample)], sample.class_name or ""))
+        return pairs
+
+
+def _shown(image: np.ndarray | None) -> np.ndarray | None:
+    """The picture as it is, or made smaller when it is large."""
+    if image is None or max(image.shape[:2]) <= LARGEST:
+        return image
+    picture = Image.fromarray(image)
+    picture.thumbnail((LARGEST, LARGEST))
+    return np.asarray(picture)

@@ -1,0 +1,122 @@
+"""The table [trainer] of a run's settings. No torch here: settings are parsed before it is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from protocol.dataset import DatasetConfig
+from protocol.messages import Name
+
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class OptimizerConfig(Table):
+    """SGD with multistep decay (GenDataAgent Table 12)."""
+
+    learning_rate: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    decay_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2  # factor at each decay epoch
+    decay_epochs: list[int] = [50, 100, 150]  # counted over the whole run; [] keeps the rate constant
+
+
+class FeedbackConfig(Table):
+    """Which real samples are sent to the generator (GenDataAgent 2.2)."""
+
+    criterion: str = "marginal"  # registry kind "feedback": marginal, entropy, random
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2  # k as a part of the real set
+    images_per_sample: int | None = Field(default=None, ge=1)  # m; None: the agent's setting
+    model: str | None = None  # weights to ask for, "name" or "name@version"; None: whichever are active
+    send_pixels: bool = False  # true: images travel with the feedback; false: both sides mount the dataset
+
+
+class VogConfig(Table):
+    """Variance-of-gradients filter (GenDataAgent 2.4). Its checkpoints are the ends of the warm-up iterations."""
+
+    enabled: bool = True
+    fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = (
+        0.25  # dropped of each class: 0 none; 0.75 is the paper's best on Pets
+    )
+    spread: Literal["std", "variance"] = "std"
+
+
+class LookaheadConfig(Table):
+    """Lookahead selection before each update (RL-identity 4.3)."""
+
+    enabled: bool = True
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # part of each batch's synthetic rows that is trained on
+    virtual_lr: Positive | None = None  # of the virtual plain-SGD step; None: the current learning rate
+
+
+class ServiceConfig(Table):
+    """The generator service this trainer asks."""
+
+    url: str = "http://127.0.0.1:8000"
+    api_key: str | None = None  # None: environment variable ONTHEFLY_API_KEY, if set
+    timeout_s: Positive = 10.0  # of one HTTP request
+    answer_timeout_s: Positive = 600.0  # how long an iteration waits for the answers it is due
+    on_outage: Literal["continue", "wait"] = "continue"  # service or broker gone: train with what there is, or wait
+    outage_grace_s: Positive = 5.0  # how long the service may be unreachable before that counts as an outage
+
+
+class TrainerConfig(Table):
+    """One training run. Defaults are GenDataAgent's (Table 12, section 2)."""
+
+    run: Name = "run"
+    runs_dir: Path = Path("runs")  # the run's folder is runs_dir/run
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: str = "auto"  # "cpu", "cuda", "cuda:1"; auto: cuda when there is one
+    threads: int | None = Field(default=None, ge=1)  # torch CPU threads; None: torch's own choice
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
+
+    dataset: DatasetConfig
+    test_split: str | None = "test"  # split of the same dataset to evaluate on; None: no evaluation on held-out data
+    drop_near_copies: bool = False  # drop synthetic samples that the service flags as near copies of a real one
+    workers: int = Field(default=0, ge=0)  # data loading processes; 0: in this process
+    cache_gib: Annotated[float, Field(ge=0.0)] = 4.0  # decoded images are kept in memory up to this size
+
+    task: str = "classification"  # registry kind "task"
+    model: dict[str, Any] = {}  # the task's own settings, see its Config
+
+    mode: Literal["async", "sync", "offline", "real"] = "async"
+    max_staleness: int = Field(default=1, ge=1)  # K of mode async: iterations a sample may be late; sync is K = 0
+    pool_match: Literal["marginal", "all"] = (
+        "marginal"  # mode offline: entries of the marginal samples, or all (static)
+    )
+    iterations: int = Field(default=20, ge=1)
+    warmup_iterations: int = Field(default=3, ge=0)  # real data only; one VoG checkpoint at the end of each
+    epochs: int = Field(default=10, ge=1)  # of each iteration
+    steps_per_iteration: int | None = Field(default=None, ge=1)  # fixes the updates instead of the epochs
+    batch_size: int = Field(default=128, ge=1)
+    gradient_rows: int = Field(default=64, ge=0)  # rows whose gradient norm is measured each iteration; 0: none
+    checkpoint_every: int | None = Field(default=None, ge=1)  # updates between checkpoints; None: each iteration's end
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    vog: VogConfig = VogConfig()
+    lookahead: LookaheadConfig = LookaheadConfig()
+    service: ServiceConfig = ServiceConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainerConfig:
+        if self.mode != "real" and self.vog.enabled and self.warmup_iterations < 2:
+            raise ValueError("vog needs two checkpoints at least: set warmup_iterations >= 2, or vog.enabled = false")
+        if self.mode == "async" and self.max_staleness > self.warmup_iterations:
+            raise ValueError("max_staleness must not exceed warmup_iterations: feedback would start before training")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return self.runs_dir / self.run
+
+    @property
+    def staleness(self) -> int:
+        """K: how many iterations old a sample may be when it is trained on."""
+        return self.max_staleness if self.mode == "async" else 0

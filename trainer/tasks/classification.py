@@ -1,0 +1,151 @@
+"""Image classification with the built-in CNN or any timm model (GenDataAgent 3.1).
+
+Knows nothing of the loop, of feedback or of the service.
+
+Shapes: B rows, S input size, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, ClassVar
+
+import timm
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from protocol.errors import ConfigError
+from trainer.eval_mode import eval_mode
+from trainer.losses.cross_entropy import cross_entropy
+from trainer.selection.vog import true_class_logit
+from trainer.tasks.small_cnn import SmallCNN
+
+Rgb = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class ClassificationConfig(BaseModel):
+    """The model and its input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = "small_cnn"  # "small_cnn" (8 to 64 px), or a timm model: "resnet50", "timm:vit_base_patch16_224", ...
+    pretrained: bool = False  # timm only: start from its published weights (downloaded unless cached)
+    drop_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # dropout before the last layer
+    image_size: int = Field(default=32, ge=8, le=2048)  # S, pixels; images are resized to it
+    mean: Rgb | None = None  # of the channels, in [0, 1] units; None: the timm model's own, or 0.5
+    std: tuple[Positive, Positive, Positive] | None = None  # like mean
+    label_smoothing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # 0 off; 1 forgets the label
+    shift: int = Field(default=0, ge=0)  # augmentation: up to so many pixels in each direction, edges repeated; 0 off
+    flip: bool = False  # augmentation: mirror left and right, half of the time; wrong for digits and text
+
+
+class Classification:
+    """The task `classification` of the registry.
+
+    Args:
+        config: the table [trainer.model].
+        classes: label index -> class name.
+
+    Raises:
+        ConfigError: unknown model, or weights that do not exist.
+    """
+
+    Config: ClassVar = ClassificationConfig
+
+    def __init__(self, config: ClassificationConfig, classes: Sequence[str]):
+        self.config = config
+        self.classes = tuple(classes)
+        self._timm_name = None if config.model == "small_cnn" else config.model.removeprefix("timm:")
+        if self._timm_name is None:
+            mean = std = (0.5, 0.5, 0.5)
+            if config.pretrained:
+                raise ConfigError("small_cnn has no pretrained weights: set pretrained = false", param="pretrained")
+        else:
+            published = _published(self._timm_name)
+            mean, std = published.mean, published.std
+            self._fixed_size = published.fixed_input_size
+        self._mean, self._std = torch.tensor(config.mean or mean), torch.tensor(config.std or std)
+
+    def build_model(self) -> nn.Module:
+        """A new model on the CPU with one output a class.
+
+        Raises:
+            ConfigError: pretrained weights that are neither cached nor reachable.
+        """
+        config, classes = self.config, len(self.classes)
+        if self._timm_name is None:
+            return SmallCNN(classes, config.image_size, config.drop_rate)
+        size = {"img_size": config.image_size} if self._fixed_size else {}
+        try:
+            return timm.create_model(
+                self._timm_name, pretrained=config.pretrained, num_classes=classes, drop_rate=config.drop_rate, **size
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"cannot get the weights of {self._timm_name!r}: {error}. Download them on a machine with network into"
+                " HF_HOME, or set pretrained = false",
+                param="pretrained",
+            ) from error
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Normalised float32 [B, 3, S, S] of uint8 [B, H, W, 3]: the shorter side resized to S, centre cropped."""
+        x = images.permute(0, 3, 1, 2).float() / 255
+        size, height, width = self.config.image_size, images.shape[1], images.shape[2]
+        if (height, width) != (size, size):
+            scale = size / min(height, width)
+            resized = (round(height * scale), round(width * scale))
+            x = F.interpolate(x, resized, mode="bilinear", antialias=True, align_corners=False)
+            top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
+            x = x[:, :, top : top + size, left : left + size]
+        mean, std = self._mean.to(x.device), self._std.to(x.device)
+        return (x - mean[:, None, None]) / std[:, None, None]
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Each row of x [B, 3, S, S] shifted and mirrored on its own, the whole batch by one gather."""
+        shift, (batch, channels, height, width) = self.config.shift, x.shape
+        if not shift and not self.config.flip:
+            return x
+        offsets = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator, device=generator.device)
+        dy, dx = offsets.to(x.device)
+        rows = (torch.arange(height, device=x.device) + dy).clamp(0, height - 1)
+        columns = (torch.arange(width, device=x.device) + dx).clamp(0, width - 1)
+        if self.config.flip:
+            mirrored = torch.rand((batch, 1), generator=generator, device=generator.device) < 0.5
+            columns = torch.where(mirrored.to(x.device), columns.flip(1), columns)
+        index = torch.arange(batch, device=x.device)[:, None, None, None]
+        channel = torch.arange(channels, device=x.device)[:, None, None]
+        return x[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Cross entropy [B] of logits [B, C]."""
+        return cross_entropy(outputs, y, label_smoothing=self.config.label_smoothing)
+
+    def predict(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Logits [B, C] in eval mode, without gradients; the model's mode is restored."""
+        with eval_mode(model), torch.no_grad():
+            return model(x)
+
+    def true_logit(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The true class's logit [B], GenDataAgent eq. 4."""
+        return true_class_logit(outputs, y)
+
+
+def _published(name: str) -> timm.models.PretrainedCfg:
+    """timm's record of a model: its normalisation and input size.
+
+    Raises:
+        ConfigError: timm has no such model, or no such weights of it ("model.weights").
+    """
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        close = get_close_matches(architecture, ["small_cnn", *timm.list_models()], n=5)
+        hint = f"close matches: {', '.join(close)}" if close else 'see timm.list_models(), or use "small_cnn"'
+        raise ConfigError(f"unknown model {name!r}; {hint}", param="model")
+    weights = [entry for entry in timm.list_pretrained(f"{architecture}.*") if entry.split(".")[0] == architecture]
+    if "." in name and name not in weights:
+        raise ConfigError(f"unknown weights {name!r}; timm has: {', '.join(weights) or 'none'}", param="model")
+    return timm.get_pretrained_cfg(name)
