@@ -7,23 +7,22 @@ broker does not answer, and works again once it does; a Bus may be shared by thr
 
 from __future__ import annotations
 
-import json
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import redis
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import bus_scripts, keys
 from protocol.broker import BrokerConfig, broker_errors, connect
 from protocol.bus_blobs import BlobStore
+from protocol.bus_failure import failed_batch, letter, worn_out
 from protocol.bus_group import Group
-from protocol.bus_inbox import DEAD_LIMIT, Delivery, Inbox, letter
+from protocol.bus_inbox import DEAD_LIMIT, Delivery, Inbox
 from protocol.bus_lease import Lease
-from protocol.errors import GenerationFailed, IdempotencyConflict, QueueFull
+from protocol.errors import IdempotencyConflict, QueueFull
 from protocol.messages import BlobRef, DeadLetter, FeedbackAccepted, SampleBatch, WorkUnit
 
 _GATE_POLL_S = 0.1
@@ -152,7 +151,7 @@ class Bus:
                 delivery = self._work_inbox.claim(consumer, block_s, self.config.lease_idle_s)
             if delivery is None or delivery.deliveries <= self.config.max_deliveries:
                 return delivery
-            self.fail_work(delivery, _worn_out(delivery).to_problem())
+            self.fail_work(delivery, worn_out(delivery.message, delivery.deliveries - 1).to_problem())
 
     def lease(self, delivery: Delivery[Any]) -> Lease:
         """Keeps the claim while its body runs, renewing at a third of the idle limit; `.lost` tells when it is gone."""
@@ -171,7 +170,8 @@ class Bus:
             batch: its `blob` is filled in here, from `data`.
 
         Returns:
-            True when this is the published answer, False when another delivery of the unit was answered before.
+            True when this is the published answer; False when another delivery of the unit was answered before, or
+            the unit is not on the queue any more.
 
         Raises:
             QueueFull: the broker is out of memory; nothing happened, call again.
@@ -181,22 +181,8 @@ class Bus:
     def fail_work(self, delivery: Delivery[WorkUnit], problem: dict[str, Any]) -> bool:
         """Answer a work unit with a batch that has no samples but the problem, so that nobody waits for it, and keep
         a dead letter. Returns and raises as `finish_work`."""
-        unit, now = delivery.message, time.time()
-        batch = SampleBatch(
-            unit_id=unit.id,
-            run=unit.run,
-            feedback=unit.feedback,
-            unit=unit.unit,
-            units=unit.units,
-            model_version=unit.model_version,
-            weights=unit.weights,
-            samples=[],
-            blob=None,
-            error=problem,
-            worker=delivery.consumer,
-            started=now,
-            finished=now,
-        )
+        unit = delivery.message
+        batch = failed_batch(unit, delivery.consumer, problem)
         dead = letter(delivery.stream, unit.model_dump_json(), delivery.deliveries, problem)
         return self._answer(delivery, batch, None, dead)
 
@@ -225,7 +211,7 @@ class Bus:
         """Before a run starts anew: take what an earlier run of this name asked, and its answers, off the queue."""
         with broker_errors(self._url):
             for entry_id, fields in self._client.xrange(keys.WORK):
-                if json.loads(fields[b"body"]).get("run") == run:
+                if _run_of(fields.get(b"body", b"")) == run:
                     self._client.xack(keys.WORK, keys.WORK_GROUP, entry_id)
                     self._client.xdel(keys.WORK, entry_id)
             markers = [*self._client.scan_iter(match=f"plan:{run}:*"), *self._client.scan_iter(match=f"done:{run}.*")]
@@ -301,8 +287,9 @@ class Bus:
         return self._batch_inboxes[run]
 
 
-def _worn_out(delivery: Delivery[WorkUnit]) -> GenerationFailed:
-    return GenerationFailed(
-        f"work unit {delivery.message.id} was delivered {delivery.deliveries - 1} times and never finished: its "
-        "workers died or lost their leases. See their logs; broker.lease_idle_s may be too short"
-    )
+def _run_of(body: bytes) -> str | None:
+    """The run of a work unit; None for what cannot be parsed and will be a dead letter once it is claimed."""
+    try:
+        return WorkUnit.model_validate_json(body).run
+    except ValidationError:
+        return None

@@ -5,17 +5,17 @@ Knows one message type a stream, nothing of what is done with messages. Errors o
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import redis
 from pydantic import ValidationError
 
 from protocol import bus_scripts, keys
+from protocol.bus_failure import letter
 from protocol.bus_group import Entry, Group
 from protocol.errors import InvalidRequest
-from protocol.messages import DeadLetter, Message
+from protocol.messages import Message
 
 Body = TypeVar("Body", bound=Message)
 DEAD_LIMIT = 10_000  # dead letters kept, about
@@ -81,8 +81,3 @@ class Inbox(Generic[Body]):
             )
             return None
         return Delivery(message, entry.id, stream, entry.deliveries, consumer)
-
-
-def letter(stream: str, entry: str, deliveries: int, problem: dict[str, Any]) -> DeadLetter:
-    """A dead letter of this moment; `entry` is the entry's body as it was."""
-    return DeadLetter(stream=stream, entry=entry, deliveries=deliveries, problem=problem, time=time.time())

@@ -27,16 +27,16 @@ return {'published'}
 ANSWER_UNIT = """#!lua
 -- KEYS: done marker, work stream, batch stream, dead stream, init blob, batch blob
 -- ARGV: token, marker ttl, group, entry id, batch body, blob ttl, blob ('' for none), dead letter ('' for none),
--- dead limit   Returns 1 when this delivery's answer is the published one, 0 when another's is.
-local first = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
-if first then
-    if ARGV[7] ~= '' then redis.call('SET', KEYS[6], ARGV[7], 'EX', ARGV[6]) end
-    redis.call('XADD', KEYS[3], '*', 'body', ARGV[5])
-    if ARGV[8] ~= '' then redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'body', ARGV[8]) end
+-- dead limit   Returns 1 when this delivery's answer is the published one, else 0.
+if redis.call('XACK', KEYS[2], ARGV[3], ARGV[4]) == 1 then  -- else the unit is answered, or taken off the queue
+    redis.call('XDEL', KEYS[2], ARGV[4])
+    redis.call('UNLINK', KEYS[5])
+    if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2]) then
+        if ARGV[7] ~= '' then redis.call('SET', KEYS[6], ARGV[7], 'EX', ARGV[6]) end
+        redis.call('XADD', KEYS[3], '*', 'body', ARGV[5])
+        if ARGV[8] ~= '' then redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'body', ARGV[8]) end
+    end
 end
-redis.call('XACK', KEYS[2], ARGV[3], ARGV[4])
-redis.call('XDEL', KEYS[2], ARGV[4])
-redis.call('UNLINK', KEYS[5])
 if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
 return 0
 """

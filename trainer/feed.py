@@ -26,26 +26,24 @@ log = logging.getLogger("trainer")
 class Outage:
     """Whether a peer is gone; says so once when it goes and once when it is back."""
 
-    def __init__(self, peer: str, journal: Journal):
-        self.peer = peer
-        self.since: float | None = None
-        self._said = False
-        self._journal = journal
+    def __init__(self, peer: str, config: ServiceConfig, journal: Journal):
+        self.declared = False
+        self._peer, self._config, self._journal = peer, config, journal
+        self._since: float | None = None
 
-    def failed(self, error: OnTheFlyError, grace_s: float) -> None:
-        self.since = self.since or time.monotonic()
-        if not self._said and time.monotonic() - self.since >= grace_s:
-            self._said = True
-            self._journal.event("outage", f"{self.peer} is gone, training goes on without it: {error}", peer=self.peer)
+    def failed(self, error: OnTheFlyError) -> None:
+        """The peer did not answer. Past the grace time that is an outage."""
+        self._since = self._since or time.monotonic()
+        if not self.declared and time.monotonic() - self._since >= self._config.outage_grace_s:
+            self.declared = True
+            then = "training goes on without it" if self._config.on_outage == "continue" else "training waits for it"
+            self._journal.event("outage", f"{self._peer} is gone, {then}: {error}", peer=self._peer)
 
     def succeeded(self) -> None:
-        if self._said:
-            self._journal.event("recovery", f"{self.peer} is back", peer=self.peer)
-        self.since, self._said = None, False
-
-    @property
-    def declared(self) -> bool:
-        return self._said
+        """The peer answered."""
+        if self.declared:
+            self._journal.event("recovery", f"{self._peer} is back", peer=self._peer)
+        self._since, self.declared = None, False
 
 
 class Feed:
@@ -76,8 +74,8 @@ class Feed:
         self._sending = threading.Lock()
         self._accepted: dict[int, FeedbackAccepted] = {}
         self._asked = {int(path.stem): Feedback.model_validate_json(path.read_text()) for path in self._kept()}
-        self._service = Outage("the generator service", journal)
-        self._broker = Outage("the broker", journal)
+        self._service = Outage("the generator service", config, journal)
+        self._broker = Outage("the broker", config, journal)
         self._failure: OnTheFlyError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="feed", daemon=True)
@@ -116,12 +114,10 @@ class Feed:
             for number in sorted(self._outbox):
                 feedback = self._outbox[number]
                 try:
-                    self._accepted[number] = self._client.feedback(
-                        feedback, idempotency_key=f"{feedback.run}:{number}:{feedback.fingerprint()}"
-                    )
+                    self._accepted[number] = self._client.feedback(feedback)  # sent twice, it is planned once
                 except Retryable as error:
                     if isinstance(error, ServiceUnreachable):
-                        self._service.failed(error, self._config.outage_grace_s)
+                        self._service.failed(error)
                     return
                 self._service.succeeded()
                 del self._outbox[number]
@@ -175,7 +171,7 @@ class Feed:
         try:
             self._client.wait_ready(timeout_s=0.0)
         except Retryable as error:
-            self._service.failed(error, self._config.outage_grace_s)
+            self._service.failed(error)
         else:
             self._service.succeeded()
 
@@ -189,7 +185,7 @@ class Feed:
                 if delivery is not None:
                     self._admit(delivery)
             except BrokerUnavailable as error:
-                self._broker.failed(error, self._config.outage_grace_s)
+                self._broker.failed(error)
                 self._stop.wait(0.5)
             except OnTheFlyError as error:
                 self._failure = error

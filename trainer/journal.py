@@ -22,6 +22,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from trainer import record
 from trainer.durable import write_durably
 from trainer.pool import Candidate
 
@@ -76,12 +77,16 @@ class Journal:
         yield
         self.interval("trainer", what, start, time.time(), **details)
 
-    def rewind(self, iteration: int) -> None:
-        """Forget the metrics and selections of `iteration` and later, which a resumed run makes again."""
-        for name in ("metrics.jsonl", "selection.jsonl"):
-            rows = [row for row in read(self.folder / name) if row["iteration"] < iteration]
+    def rewind(self, iteration: int, *, selected: bool) -> None:
+        """Forget what a resumed run writes again: the metrics of `iteration` and later, and its selections.
+
+        Args:
+            selected: the run goes on within `iteration`, whose selections stand.
+        """
+        for name, first in (("metrics.jsonl", iteration), ("selection.jsonl", iteration + selected)):
+            kept = [row for row in record.rows(self.folder / name) if row["iteration"] < first]
             with self._lock:
-                write_durably(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+                write_durably(self.folder / name, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def close(self) -> None:
         self._board.close()
@@ -89,11 +94,3 @@ class Journal:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with self._lock, (self.folder / name).open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSON-lines file; [] when there is none. A last line that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]

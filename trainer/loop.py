@@ -109,4 +109,5 @@ def finish(run: Run) -> None:
         run.snapshots.append({name: value.detach().clone() for name, value in run.model.state_dict().items()})
     run.at = Position(iteration=run.at.iteration + 1, updates=run.at.updates)
     run.synthetic = SyntheticImages([], run.real.size)
-    run.save()
+    with run.journal.timed("save", iteration=run.at.iteration - 1):
+        run.save()

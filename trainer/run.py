@@ -224,7 +224,7 @@ class Run:
         self.snapshots = state["snapshots"]
         self.pool.load_state_dict(state["pool"])
         self.synthetic = SyntheticImages(self.pool.find(self.at.kept), self.real.size)
-        self.journal.rewind(self.at.iteration)
+        self.journal.rewind(self.at.iteration, selected=self.at.done > 0)
         checkpoint.load_rng_state(state["rng"])
         return True
 

@@ -77,7 +77,7 @@ class TrainerConfig(Table):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
 
     dataset: DatasetConfig
-    test_split: str | None = "test"  # split of the same dataset to evaluate on; None: no evaluation on held-out data
+    test_split: str = "test"  # split of the same dataset to evaluate on; "": nothing is held out
     drop_near_copies: bool = False  # drop synthetic samples that the service flags as near copies of a real one
     workers: int = Field(default=0, ge=0)  # data loading processes; 0: in this process
     cache_gib: Annotated[float, Field(ge=0.0)] = 4.0  # decoded images are kept in memory up to this size

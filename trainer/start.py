@@ -65,7 +65,7 @@ def build(config: TrainerConfig, stack: ExitStack) -> Run:
     )
     real = RealImages(dataset, task.config.image_size, config.cache_gib)
     test = None
-    if config.test_split is not None:
+    if config.test_split:
         held_out = Dataset.open(config.dataset.model_copy(update={"split": config.test_split}))
         test = RealImages(held_out, task.config.image_size, config.cache_gib)
     journal = Journal(config.folder)

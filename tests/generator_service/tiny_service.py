@@ -59,9 +59,9 @@ def started(service: Service) -> Iterator[Service]:
 
 
 @contextmanager
-def served(service: Service) -> Iterator[str]:
-    """The URL of a real HTTP server for the service, which need not be started."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def served(service: Service, port: int = 0) -> Iterator[str]:
+    """The URL of a real HTTP server for the service, which need not be started. Port 0: any free one."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -356,6 +356,24 @@ def test_runs_do_not_see_each_others_batches(bus: Bus) -> None:
     assert bus.next_batch("b", "t", 0) is None
 
 
+def test_a_run_that_starts_anew_finds_nothing_of_the_earlier_one(bus: Bus, raw: redis.Redis) -> None:
+    bus.publish_plan("other", 0, "print", [unit(run="other")], {}, reply(run="other"))
+    others = claim(bus)
+    publish(bus, 3)
+    answered, in_work = claim(bus), claim(bus)
+    bus.finish_work(answered, batch(answered), None)
+    raw.xadd(keys.WORK, {"body": "{not json"})
+    bus.forget_run("r")
+    assert bus.next_batch("r", "t", 0) is None
+    assert raw.xlen(keys.WORK) == 2  # the other run's, and what nobody can parse
+    publish(bus, 3)
+    assert bus.finish_work(in_work, batch(in_work), None) is False  # asked by the earlier run
+    assert bus.next_batch("r", "t", 0) is None
+    again = [claim(bus) for _ in range(3)]
+    assert [bus.finish_work(delivery, batch(delivery), None) for delivery in (*again, others)] == [True] * 4
+    assert [bus.next_batch("r", "t", 0).message.unit for _ in range(3)] == [0, 1, 2]
+
+
 def test_the_batch_gate_opens_when_the_trainer_takes_in_a_batch(bus: Bus) -> None:
     publish(bus, 2)
     stop = threading.Event()

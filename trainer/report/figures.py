@@ -37,6 +37,7 @@ COLOURS = {
             "vog",
             "train",
             "evaluate",
+            "save",
             "generate",
         ),
         start=1,
@@ -73,6 +74,7 @@ ACTIVITIES = {  # the trainer's, in the order of an iteration, and how the legen
     "vog": "variance of gradients",
     "train": "train",
     "evaluate": "evaluate",
+    "save": "save",
 }
 
 

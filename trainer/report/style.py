@@ -5,13 +5,15 @@ CSS = """
   color-scheme: light dark;
   --page: #fbfaf8; --card: #ffffff; --ink: #1d1f24; --muted: #686d78; --grid: #dfe1e6;
   --real: #2f6fb3; --synthetic: #d9722b; --test: #1f8a70; --good: #1f8a70; --bad: #b5403a;
-  --score: #8e78c9; --wait: #c9b458; --vog: #d8578f; --train: #2f6fb3; --evaluate: #83bde0; --generate: #d9722b;
+  --score: #8e78c9; --wait: #c9b458; --vog: #d8578f; --train: #2f6fb3; --evaluate: #83bde0; --save: #7d8794;
+  --generate: #d9722b;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14161a; --card: #1c1f25; --ink: #e8e9ec; --muted: #9aa0ad; --grid: #343842;
     --real: #6ba8e5; --synthetic: #f09a56; --test: #4fc3a1; --good: #4fc3a1; --bad: #ef7f77;
-    --score: #ab98e6; --wait: #dcc96b; --vog: #ee7fb0; --train: #5b97d6; --evaluate: #a3d2ee; --generate: #f09a56;
+    --score: #ab98e6; --wait: #dcc96b; --vog: #ee7fb0; --train: #5b97d6; --evaluate: #a3d2ee; --save: #97a1ad;
+    --generate: #f09a56;
   }
 }
 * { box-sizing: border-box; }
