@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from protocol.errors import TrainingDiverged
 from trainer import registry
@@ -30,17 +31,22 @@ def train(run: Run, source: Source, after_update: Callable[[Run], None] = lambda
     """
     while run.at.iteration < run.config.iterations:
         if run.at.done == 0:  # else: resumed within an iteration, whose samples are known
-            marginal, scores = hardest(run)
-            source.ask(run.at.iteration, run.at.updates, marginal, scores)
-            if run.at.iteration >= run.config.warmup_iterations:  # stage 2
-                with run.journal.timed("wait", iteration=run.at.iteration):
-                    candidates = source.take(run.at.iteration, marginal)
-                keep(run, candidates)
+            gather(run, source)
         with run.journal.timed("train", iteration=run.at.iteration):
             for batch in run.batches():
                 update(run, batch)
                 after_update(run)
         finish(run)
+
+
+def gather(run: Run, source: Source) -> None:
+    """Begin an iteration: say what is hard, and in stage 2 choose this iteration's synthetic training set."""
+    marginal, scores = hardest(run)
+    source.ask(run.at.iteration, run.at.updates, marginal, scores)
+    if run.at.iteration >= run.config.warmup_iterations:
+        with run.journal.timed("wait", iteration=run.at.iteration):
+            candidates = source.take(run.at.iteration, marginal)
+        keep(run, candidates)
 
 
 def hardest(run: Run) -> tuple[list[int], list[float]]:
@@ -80,13 +86,7 @@ def update(run: Run, batch: Batch) -> None:
     x, y, synthetic = run.augmented(batch)
     rate = run.learning_rate()
     run.model.train()
-    chosen = torch.ones_like(synthetic)
-    if run.config.lookahead.enabled:
-        virtual_lr = run.config.lookahead.virtual_lr or rate
-        part = run.config.lookahead.keep
-        chosen = lookahead(
-            run.model, run.task.losses, x, y, synthetic, virtual_lr=virtual_lr, keep=part, autocast=run.autocast
-        )
+    chosen = select(run, x, y, synthetic, rate)
     with run.autocast():
         losses = run.task.losses(run.model(x[chosen]), y[chosen])
     if not torch.isfinite(losses).all():
@@ -99,6 +99,23 @@ def update(run: Run, batch: Batch) -> None:
     losses.mean().backward()
     run.optimizer.step()
     run.advance(losses.detach(), synthetic, chosen)
+
+
+def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: float) -> Tensor:
+    """Which rows of a mixed batch to train on: all real ones and what lookahead keeps. Bool [B]."""
+    settings = run.config.lookahead
+    if not settings.enabled:
+        return torch.ones_like(synthetic)
+    return lookahead(
+        run.model,
+        run.task.losses,
+        x,
+        y,
+        synthetic,
+        virtual_lr=settings.virtual_lr or learning_rate,
+        keep=settings.keep,
+        autocast=run.autocast,
+    )
 
 
 def finish(run: Run) -> None:

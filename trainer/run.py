@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from protocol.errors import ConfigError
@@ -43,9 +43,9 @@ class Position:
             self.sums[name] = self.sums.get(name, 0.0) + amount
 
     def mean(self, total: str, count: str) -> float | None:
-        """Sum `total` over sum `count`; None when there was nothing to count."""
+        """Sum `total` over sum `count`; None when nothing was counted."""
         rows = self.sums.get(count, 0.0)
-        return self.sums[total] / rows if rows else None
+        return self.sums[total] / rows if rows and total in self.sums else None
 
 
 class Run:
@@ -54,6 +54,7 @@ class Run:
     Args:
         real, test: images to train and to evaluate on; test is None when nothing is held out.
         pool: every synthetic sample that has arrived.
+        model, optimizer: None: the task's own, and SGD as the settings say.
     """
 
     def __init__(
@@ -64,14 +65,16 @@ class Run:
         test: RealImages | None,
         pool: Pool,
         journal: Journal,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ):
         self.config, self.task, self.real, self.test = config, task, real, test
         self.pool, self.journal = pool, journal
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(automatic if config.device == "auto" else config.device)
         torch.manual_seed(config.seed)
-        self.model = task.build_model().to(self.device)
-        self.optimizer = torch.optim.SGD(
+        self.model = (task.build_model() if model is None else model).to(self.device)
+        self.optimizer = optimizer or torch.optim.SGD(
             self.model.parameters(),
             lr=config.optimizer.learning_rate,
             momentum=config.optimizer.momentum,
@@ -168,24 +171,27 @@ class Run:
         return gradient_magnitude(self.task, self.model, x, y)
 
     def advance(self, losses: Tensor, synthetic: Tensor, chosen: Tensor) -> None:
-        """Count one update that is done.
+        """Count one update that is done, and save when that is due.
 
         Args:
             losses: of the rows trained on [chosen.sum()]. synthetic, chosen: bool [B] over the mixed batch.
         """
         made = synthetic[chosen]
-        self.at.add(
-            real_rows=int((~made).sum()),
-            real_loss=float(losses[~made].sum()),
-            synthetic_rows=int(made.sum()),
-            synthetic_loss=float(losses[made].sum()),
-            lookahead_seen=int(synthetic.sum()) if self.config.lookahead.enabled else 0,
-        )
+        self.at.add(real_loss=float(losses[~made].sum()), synthetic_loss=float(losses[made].sum()))
+        self.count(synthetic, chosen)
         self.at.done += 1
-        self.at.updates += 1
         every = self.config.checkpoint_every
         if every is not None and self.at.updates % every == 0:
             self.save()
+
+    def count(self, synthetic: Tensor, chosen: Tensor) -> None:
+        """Count the rows of one update; the arguments as in `advance`."""
+        self.at.add(
+            real_rows=int((chosen & ~synthetic).sum()),
+            synthetic_rows=int((chosen & synthetic).sum()),
+            lookahead_seen=int(synthetic.sum()) if self.config.lookahead.enabled else 0,
+        )
+        self.at.updates += 1
 
     # ------------------------------------------------------------ checkpoints
 
@@ -210,6 +216,7 @@ class Run:
         """
         state = checkpoint.load(self.config.folder / "checkpoints")
         if state is None:
+            self.journal.rewind(0, selected=False)
             return False
         for name, value in self._made_for().items():
             if state["made_for"].get(name) != value:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from protocol import config as settings_file
 from protocol.broker import EMBEDDED
@@ -27,6 +28,7 @@ from trainer.run import Run
 from trainer.settings import TrainerConfig
 from trainer.source import LiveSource, OfflinePool, RealOnly, Source
 from trainer.summary import Summary
+from trainer.tasks.interface import Task
 
 log = logging.getLogger("trainer")
 
@@ -40,45 +42,56 @@ def start(config: TrainerConfig, broker: QueueConfig, *, fresh: bool = False) ->
     Raises:
         ConfigError, DatasetError, CheckpointCorrupt, TrainingDiverged, BrokerUnavailable, ...: see protocol.errors.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     if fresh:
         set_aside(config.folder)
-    with ExitStack() as stack:
-        run = build(config, stack)
-        resumed = run.restore()
-        settings_file.write_resolved({"trainer": config, "broker": broker}, config.folder / "settings.toml")
-        if resumed:
-            run.journal.event("resumed", f"going on at iteration {run.at.iteration}, update {run.at.updates}")
-        source = stack.enter_context(open_source(config, broker, run, resumed))
-        progress = stack.enter_context(Progress(run))
+    with open_run(config, broker) as (run, source), Progress(run) as progress:
         train(run, source, after_update=progress.update)
     return summary.write(config.folder)
 
 
-def build(config: TrainerConfig, stack: ExitStack) -> Run:
-    """Data, task, pool and journal of a run; nothing is trained or asked yet."""
+@contextmanager
+def open_run(
+    config: TrainerConfig,
+    broker: QueueConfig,
+    model: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Iterator[tuple[Run, Source]]:
+    """A run, restored to its last checkpoint if it has one, and its source of samples. Arguments as in `Run`."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with ExitStack() as stack:
+        task, real, test = _data(config)
+        journal = Journal(config.folder)
+        stack.callback(journal.close)
+        run = Run(config, task, real, test, Pool(config.folder / "batches"), journal, model, optimizer)
+        resumed = run.restore()
+        settings_file.write_resolved({"trainer": config, "broker": broker}, config.folder / "settings.toml")
+        if resumed:
+            journal.event("resumed", f"going on at iteration {run.at.iteration}, update {run.at.updates}")
+        if config.mode == "real":
+            yield run, RealOnly()
+            return
+        feed = stack.enter_context(_feed(config, broker, run, resumed))
+        kind = OfflinePool if config.mode == "offline" else LiveSource
+        yield run, kind(config, real.dataset, feed)
+
+
+def _data(config: TrainerConfig) -> tuple[Task, RealImages, RealImages | None]:
+    """The task, and the real images to train and to test on."""
     dataset = Dataset.open(config.dataset)
-    task_class = registry.resolve("task", config.task)
-    task = task_class(
-        settings_file.section({"trainer.model": config.model}, "trainer.model", task_class.Config), dataset.classes
-    )
-    real = RealImages(dataset, task.config.image_size, config.cache_gib)
+    kind = registry.resolve("task", config.task)
+    task = kind(settings_file.section({"trainer.model": config.model}, "trainer.model", kind.Config), dataset.classes)
+    size = task.config.image_size
     test = None
     if config.test_split:
         held_out = Dataset.open(config.dataset.model_copy(update={"split": config.test_split}))
-        test = RealImages(held_out, task.config.image_size, config.cache_gib)
-    journal = Journal(config.folder)
-    stack.callback(journal.close)
-    return Run(config, task, real, test, Pool(config.folder / "batches"), journal)
+        test = RealImages(held_out, size, config.cache_gib)
+    return task, RealImages(dataset, size, config.cache_gib), test
 
 
 @contextmanager
-def open_source(config: TrainerConfig, broker: QueueConfig, run: Run, resumed: bool) -> Iterator[Source]:
-    """The source of synthetic samples that the mode asks for, for as long as the block lasts."""
-    if config.mode == "real":
-        yield RealOnly()
-        return
+def _feed(config: TrainerConfig, broker: QueueConfig, run: Run, resumed: bool) -> Iterator[Feed]:
+    """The running feed between this run, the service and the queue."""
     with ExitStack() as stack:
         bus = Bus(_shared_url(broker), broker)
         stack.callback(bus.close)
@@ -89,12 +102,7 @@ def open_source(config: TrainerConfig, broker: QueueConfig, run: Run, resumed: b
         feed = Feed(config.service, client, bus, run.pool, run.journal, config.run, config.staleness, config.folder)
         if resumed:
             feed.resume(run.at.iteration)
-        stack.enter_context(feed)
-        yield (
-            OfflinePool(config, run.real.dataset, feed)
-            if config.mode == "offline"
-            else LiveSource(config, run.real.dataset, feed)
-        )
+        yield stack.enter_context(feed)
 
 
 def _shared_url(broker: QueueConfig) -> str:

@@ -21,6 +21,7 @@ import httpx
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
+from generator_service.allocator import keep_freed_memory
 from generator_service.service import Service
 from protocol.broker import EmbeddedBroker
 from protocol.bus import Bus, QueueConfig
@@ -178,37 +179,41 @@ class Queue:
         self._bus.close()
 
 
+def bench(names: set[str], rounds: int, images: int, steps: int, width: int, layers: int, size: int) -> None:
+    """Compare on one model; `names` chooses from the comparisons."""
+    with tempfile.TemporaryDirectory() as temporary, EmbeddedBroker() as broker:
+        folder = Path(temporary)
+        checkpoint = save_checkpoint(folder / "checkpoint", width, layers, size)
+        bare = BareLoop(checkpoint, steps)
+        settings = {"dit": {"checkpoint": str(checkpoint)}, "max_batch": BATCH, "batch_window_ms": 10.0}
+        service = make_service(folder, broker.url, **settings)
+        with started(service), served(service) as url:
+            clients, queue = Clients(url, steps), Queue(broker.url, service, steps)
+            work = {
+                "8 clients over the bare loop": (lambda: bare(images), lambda: clients(CLIENTS, images)),
+                "queue over the bare loop": (lambda: bare(images), lambda: queue(images)),
+                "8 clients over one request at a time": (lambda: clients(1, images), lambda: clients(CLIENTS, images)),
+            }
+            for name in work.keys() & names:
+                print(f"{name}, {images} images: {compare(*work[name], rounds)}", flush=True)
+            clients.close()
+            queue.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=64, help="in each measurement, a multiple of 8")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
-    parser.add_argument("--width", type=int, default=256, help="of the transformer, a multiple of 64")
+    parser.add_argument("--width", type=int, default=192, help="of the transformer, a multiple of 64")
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--size", type=int, default=16, help="pixels")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary, EmbeddedBroker() as broker:
-        folder = Path(temporary)
-        checkpoint = save_checkpoint(folder / "checkpoint", options.width, options.layers, options.size)
-        bare = BareLoop(checkpoint, options.steps)
-        settings = {"dit": {"checkpoint": str(checkpoint)}, "max_batch": BATCH, "batch_window_ms": 10.0}
-        service = make_service(folder, broker.url, **settings)
-        with started(service), served(service) as url:
-            clients, queue = Clients(url, options.steps), Queue(broker.url, service, options.steps)
-            images = options.images
-            work = {
-                "requests of 8 clients over the bare loop": (lambda: bare(images), lambda: clients(CLIENTS, images)),
-                "queue over the bare loop": (lambda: bare(images), lambda: queue(images)),
-                "8 clients over one request at a time": (
-                    lambda: clients(1, images),
-                    lambda: clients(CLIENTS, images),
-                ),
-            }
-            for name, (reference, measured) in work.items():
-                print(f"{name}, {images} images: {compare(reference, measured, options.rounds)}", flush=True)
-            clients.close()
-            queue.close()
+    keep_freed_memory()  # for both sides alike, as the launcher does
+    settings = (options.rounds, options.images, options.steps)
+    overhead = {"8 clients over the bare loop", "queue over the bare loop"}
+    bench(overhead, *settings, width=options.width, layers=options.layers, size=16)
+    bench({"8 clients over one request at a time"}, *settings, width=64, layers=6, size=8)  # as the embedded default
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.generator_service.tiny_service import make_service, served, started
 from trainer.loop import train
 from trainer.run import Run
 from trainer.settings import TrainerConfig
-from trainer.start import build, open_source
+from trainer.start import open_run
 
 
 @contextmanager
@@ -57,9 +57,6 @@ def trainer_config(folder: Path, data: Path, url: str, **settings: Any) -> Train
 
 def run_training(config: TrainerConfig, broker: str, after_update: Callable[[Run], None] = lambda run: None) -> Run:
     """What `trainer.start.start` does, with a hook after every update."""
-    with ExitStack() as stack:
-        run = build(config, stack)
-        resumed = run.restore()
-        source = stack.enter_context(open_source(config, QueueConfig(url=broker), run, resumed))
+    with open_run(config, QueueConfig(url=broker)) as (run, source):
         train(run, source, after_update)
     return run
