@@ -159,3 +159,7 @@ def _generate(options: argparse.Namespace) -> int:
         path.write_bytes(codec.image_to_bytes(codec.image_from_base64(made.b64_json or "", max_pixels=2**26)))
         print(f"{path}  seed {made.seed}  {answer.weights}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,7 +26,7 @@ from protocol.messages import WorkRow, WorkUnit
 
 log = logging.getLogger(__name__)
 
-BLOCK_S = 0.25  # of a blocking claim; also how long shutdown waits for an idle thread
+BLOCK_S = 1.0  # of a blocking claim; also how long shutdown waits for an idle thread
 RETRY_S = 1.0  # between attempts, while the broker is away
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from generator_service import registry
+from generator_service import queue_worker, registry
 from generator_service.service import Service
 from protocol.broker import EmbeddedBroker, connect
 from tests.generator_service.scripted import ScriptedBackend
@@ -21,6 +21,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_claims() -> Iterator[None]:
+    """Idle queue threads look up often, so that services stop fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue_worker, "BLOCK_S", 0.05)
+        yield
 
 
 @pytest.fixture(scope="session")
