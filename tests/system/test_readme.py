@@ -1,0 +1,125 @@
+"""What the README shows is run: settings, commands and programs, in its order, on a few pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from protocol.client import GeneratorClient
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PORT = 18417  # for the service of the README's examples, which use 8000
+SHORT = (  # the README's run, in seconds instead of hours
+    "trainer.iterations=4 trainer.epochs=1 trainer.batch_size=8 trainer.device=cpu trainer.threads=1 agent.steps=4 "
+    f"agent.adapt.steps=5 agent.adapt.batch_size=4 generator.threads=1 generator.dit.device=cpu generator.port={PORT} "
+    f'trainer.service.url="http://127.0.0.1:{PORT}"'
+).split()
+
+
+def blocks(language: str) -> list[str]:
+    return [text for kind, text in BLOCKS if kind == language]
+
+
+def one(language: str, containing: str) -> str:
+    found = [text for text in blocks(language) if containing in text]
+    assert len(found) == 1, f"{len(found)} {language} blocks contain {containing!r}"
+    return found[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the README's settings and a few pictures of pets."""
+    settings = one("toml", "# pets.toml")
+    (tmp_path / "pets.toml").write_text(settings)
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("beagle", "bombay"):
+            place = tmp_path / "pets" / split / name
+            place.mkdir(parents=True)
+            for number in range(5):
+                picture = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(place / f"{number:04d}.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def environment(broker: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "ONTHEFLY_BROKER_URL": broker}
+
+
+def shell(script: str, folder: Path, environment: dict[str, str]) -> str:
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def shortened(script: str) -> str:
+    """The README's commands with a small run's settings; its address and environment become this test's."""
+    overrides = " ".join(f"--set {setting!r}" for setting in SHORT)
+    script = re.sub(r"(onthefly (?:up|serve|train) --config \S+)", rf"\1 {overrides}", script)
+    script = re.sub(r"(onthefly (?:adapt|generate) )", rf"\1--url http://127.0.0.1:{PORT} ", script)
+    return script.replace("8000", str(PORT))
+
+
+def test_every_block_is_run_here():
+    """A block of a new kind, or one more, wants a test of its own."""
+    assert [kind for kind, _ in BLOCKS if kind != "text"] == ["sh", "toml", "sh", "python", "sh", "python"]
+
+
+def test_the_two_commands_exist():
+    for line in blocks("sh")[0].splitlines():
+        command = line.split("#")[0].split()
+        result = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_your_own_images(folder: Path, environment: dict[str, str]):
+    script = one("sh", "onthefly up").replace("source .venv/bin/activate\n", "")
+    environment.pop("ONTHEFLY_BROKER_URL")  # `up` brings its own
+    shell(shortened(script), folder, environment)
+    report = (folder / "report.html").read_text()
+    assert "baseline" in report
+    assert (folder / "runs" / "pets" / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_processes_of_their_own_and_your_own_loop(folder: Path, environment: dict[str, str]):
+    script = one("sh", "onthefly serve").replace("redis://127.0.0.1:6379/0", environment["ONTHEFLY_BROKER_URL"])
+    serve, _, rest = shortened(script).partition("&")
+    assert "onthefly serve" in serve
+    command = serve.strip().splitlines()[-1].split("#")[0]
+    service = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment)
+    try:
+        with GeneratorClient(f"http://127.0.0.1:{PORT}") as client:
+            client.wait_ready(timeout_s=90)
+        rest = rest.partition("\n")[2]
+        rest = rest.replace("--steps 400", "--steps 5 --batch-size 4")
+        shell(rest, folder, environment)
+        assert len(list((folder / "samples").glob("*.png"))) == 4
+
+        loop = one("python", "OnTheFly").replace(
+            'overrides=["trainer.run=mine"]', f"overrides={['trainer.run=mine', *SHORT]!r}"
+        )
+        shell(f"{sys.executable} - <<'END'\n{loop}END", folder, environment)
+        assert (folder / "runs" / "mine" / "summary.json").exists()
+
+        program = one("python", "OpenAI").replace("8000", str(PORT))
+        assert "iVBOR" in shell(f"{sys.executable} - <<'END'\n{program}END", folder, environment)  # a PNG, in base64
+    finally:
+        service.terminate()
+        service.wait()
