@@ -194,7 +194,7 @@ def bench(names: set[str], rounds: int, images: int, steps: int, width: int, lay
                 "queue over the bare loop": (lambda: bare(images), lambda: queue(images)),
                 "8 clients over one request at a time": (lambda: clients(1, images), lambda: clients(CLIENTS, images)),
             }
-            for name in work.keys() & names:
+            for name in (name for name in work if name in names):
                 print(f"{name}, {images} images: {compare(*work[name], rounds)}", flush=True)
             clients.close()
             queue.close()
