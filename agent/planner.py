@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import InvalidRequest, UnknownClass, UnknownSource
 from protocol.messages import (
     ClassShortage,
@@ -21,8 +22,6 @@ from protocol.messages import (
     Steps,
     Unit,
     WeightsRef,
-    WorkRow,
-    WorkUnit,
     sample_id,
     seed_of,
 )

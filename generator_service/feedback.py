@@ -12,8 +12,9 @@ from generator_service.weights import WeightStore
 from protocol import codec
 from protocol.bus import Bus
 from protocol.dataset import Dataset
+from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import BrokerUnavailable, InvalidRequest, UnknownClass
-from protocol.messages import Feedback, FeedbackAccepted, WorkRow, WorkUnit
+from protocol.messages import Feedback, FeedbackAccepted
 
 
 @dataclass(frozen=True)

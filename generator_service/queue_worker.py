@@ -21,8 +21,8 @@ from generator_service.weights import WeightStore
 from protocol import codec
 from protocol.bus import Bus, Delivery
 from protocol.dataset import Dataset
+from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import BlobCorrupt, Cancelled, OnTheFlyError, Retryable, UnknownClass, UnknownSource
-from protocol.messages import WorkRow, WorkUnit
 
 log = logging.getLogger(__name__)
 

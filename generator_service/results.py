@@ -15,7 +15,8 @@ from generator_service.image_request import ImageOrder
 from generator_service.metrics.nearest import NearestReal
 from generator_service.samples import SampleStore
 from protocol.codec import encode, image_to_bytes
-from protocol.messages import GeneratedImage, ImagesResponse, Sample, SampleBatch, WorkUnit
+from protocol.entries import Sample, SampleBatch, WorkUnit
+from protocol.messages import GeneratedImage, ImagesResponse
 
 
 @dataclass(frozen=True)

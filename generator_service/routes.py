@@ -16,6 +16,7 @@ from generator_service.batching import Generated, Generation
 from generator_service.engine import Engine
 from generator_service.service import Service
 from generator_service.weights import info
+from protocol.entries import Sample
 from protocol.messages import (
     AdaptJob,
     Feedback,
@@ -26,7 +27,6 @@ from protocol.messages import (
     JobList,
     JobRequest,
     Message,
-    Sample,
     WeightsInfo,
     WeightsList,
 )

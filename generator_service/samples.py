@@ -14,8 +14,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
+from protocol.entries import Sample
 from protocol.errors import UnknownSample
-from protocol.messages import Sample
 
 CURRENT, OLDER = "samples.jsonl", "samples.1.jsonl"
 

@@ -22,8 +22,9 @@ from protocol.bus_failure import failed_batch, letter, worn_out
 from protocol.bus_group import Group
 from protocol.bus_inbox import DEAD_LIMIT, Delivery, Inbox
 from protocol.bus_lease import Lease
+from protocol.entries import BlobRef, DeadLetter, SampleBatch, WorkUnit
 from protocol.errors import IdempotencyConflict, QueueFull
-from protocol.messages import BlobRef, DeadLetter, FeedbackAccepted, SampleBatch, WorkUnit
+from protocol.messages import FeedbackAccepted
 
 _GATE_POLL_S = 0.1
 

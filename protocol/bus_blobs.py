@@ -16,8 +16,8 @@ from urllib.parse import quote
 import redis
 
 from protocol import codec, keys
+from protocol.entries import BlobRef
 from protocol.errors import BlobCorrupt, BlobMissing, ConfigError
-from protocol.messages import BlobRef
 
 
 class BlobStore:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from protocol.entries import DeadLetter, SampleBatch, WorkUnit
 from protocol.errors import GenerationFailed
-from protocol.messages import DeadLetter, SampleBatch, WorkUnit
 
 
 def failed_batch(unit: WorkUnit, worker: str, problem: dict[str, Any]) -> SampleBatch:

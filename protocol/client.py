@@ -17,6 +17,7 @@ import httpx
 
 from protocol import client_calls as calls
 from protocol.client_calls import Call, EventStream, Readiness
+from protocol.entries import Sample
 from protocol.errors import Retryable
 from protocol.messages import (
     Feedback,
@@ -28,7 +29,6 @@ from protocol.messages import (
     JobList,
     JobRequest,
     Message,
-    Sample,
     WeightsInfo,
     WeightsList,
 )

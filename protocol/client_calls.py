@@ -16,6 +16,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from protocol.config import mask
+from protocol.entries import Sample
 from protocol.errors import ConfigError, OnTheFlyError, Retryable, ServiceUnreachable, from_problem
 from protocol.messages import (
     Feedback,
@@ -27,7 +28,6 @@ from protocol.messages import (
     JobList,
     JobRequest,
     Message,
-    Sample,
     WeightsInfo,
     WeightsList,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -9,6 +10,8 @@ import pytest
 
 from protocol.broker import EmbeddedBroker, connect
 
+# Models here are tiny, and several processes share the cores: spinning threads only get in each other's way.
+os.environ["OMP_NUM_THREADS"] = "1"
 SERVERS = ("embedded", "redis-server")
 
 

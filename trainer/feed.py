@@ -13,8 +13,9 @@ from pathlib import Path
 
 from protocol.bus import Bus, Delivery
 from protocol.client import GeneratorClient
+from protocol.entries import SampleBatch
 from protocol.errors import BlobError, BrokerUnavailable, OnTheFlyError, Retryable, ServiceUnreachable
-from protocol.messages import Feedback, FeedbackAccepted, SampleBatch
+from protocol.messages import Feedback, FeedbackAccepted
 from trainer.durable import write_durably
 from trainer.journal import Journal
 from trainer.pool import Candidate, Pool

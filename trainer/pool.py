@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from protocol import codec
-from protocol.messages import Sample, SampleBatch
+from protocol.entries import Sample, SampleBatch
 from trainer.durable import write_durably
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from protocol import config
+from protocol.entries import Sample, SampleBatch
 from protocol.errors import ConfigError
-from protocol.messages import Feedback, Sample, SampleBatch
+from protocol.messages import Feedback
 from trainer.settings import TrainerConfig
 
 Row = dict[str, Any]

@@ -25,7 +25,8 @@ from generator_service.allocator import keep_freed_memory
 from generator_service.service import Service
 from protocol.broker import EmbeddedBroker
 from protocol.bus import Bus, QueueConfig
-from protocol.messages import FeedbackAccepted, WorkRow, WorkUnit
+from protocol.entries import WorkRow, WorkUnit
+from protocol.messages import FeedbackAccepted
 from tests.benchmarks.side_by_side import compare
 from tests.generator_service.tiny_service import make_service, served, started
 

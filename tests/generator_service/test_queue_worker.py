@@ -16,7 +16,8 @@ from protocol import codec
 from protocol.broker import EmbeddedBroker
 from protocol.bus import Bus, QueueConfig
 from protocol.dataset import Dataset, DatasetConfig
-from protocol.messages import FeedbackAccepted, SampleBatch, WeightsRef, WorkRow, WorkUnit
+from protocol.entries import SampleBatch, WorkRow, WorkUnit
+from protocol.messages import FeedbackAccepted, WeightsRef
 from tests.generator_service.conftest import scripted
 from tests.generator_service.tiny_service import make_service, served, started
 

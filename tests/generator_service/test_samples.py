@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from generator_service.samples import SampleStore
+from protocol.entries import Sample
 from protocol.errors import UnknownSample
-from protocol.messages import Sample, WeightsRef
+from protocol.messages import WeightsRef
 
 
 def sample(number: int, **fields) -> Sample:

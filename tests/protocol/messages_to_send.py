@@ -6,17 +6,8 @@ import numpy as np
 
 from protocol import codec
 from protocol.bus import Delivery
-from protocol.messages import (
-    BlobRef,
-    FeedbackAccepted,
-    Sample,
-    SampleBatch,
-    WeightsRef,
-    WorkRow,
-    WorkUnit,
-    sample_id,
-    seed_of,
-)
+from protocol.entries import BlobRef, Sample, SampleBatch, WorkRow, WorkUnit
+from protocol.messages import FeedbackAccepted, WeightsRef, sample_id, seed_of
 
 WEIGHTS = WeightsRef(name="digits", version=1, digest="0" * 64)
 

@@ -16,6 +16,7 @@ import redis
 from protocol import codec, keys
 from protocol.broker import EmbeddedBroker, connect
 from protocol.bus import Bus, BusConfig, Delivery
+from protocol.entries import BlobRef, WorkUnit
 from protocol.errors import (
     BlobCorrupt,
     BlobMissing,
@@ -25,7 +26,6 @@ from protocol.errors import (
     IdempotencyConflict,
     QueueFull,
 )
-from protocol.messages import BlobRef, WorkUnit
 from tests.protocol.messages_to_send import batch, pixels, reply, unit
 
 IDLE_S = 0.25

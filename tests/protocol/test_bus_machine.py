@@ -19,8 +19,9 @@ from hypothesis.stateful import (
 from protocol import codec, keys
 from protocol.broker import connect
 from protocol.bus import Bus, BusConfig, Delivery
+from protocol.entries import SampleBatch, WorkUnit
 from protocol.errors import GenerationFailed, QueueFull
-from protocol.messages import FeedbackAccepted, SampleBatch, WorkUnit
+from protocol.messages import FeedbackAccepted
 from tests.protocol.messages_to_send import batch, pixels, reply, unit
 
 WORKERS = st.sampled_from(["w1", "w2", "w3"])

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from protocol import client_calls, errors
 from protocol.client import AsyncGeneratorClient, GeneratorClient
+from protocol.entries import Sample
 from protocol.messages import (
     AdaptJob,
     ClassShortage,
@@ -29,7 +30,6 @@ from protocol.messages import (
     Job,
     JobEvent,
     JobList,
-    Sample,
     WeightsInfo,
     WeightsList,
 )

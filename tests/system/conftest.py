@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from protocol.broker import EmbeddedBroker, connect
 from tests.generator_service.tiny_dit import save_checkpoint
@@ -33,11 +32,3 @@ def broker(_system_broker: str) -> str:
     with connect(_system_broker) as client:
         client.flushall()
     return _system_broker
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

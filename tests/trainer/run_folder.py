@@ -23,8 +23,9 @@ from PIL import Image
 
 from protocol import codec, config
 from protocol.dataset import Dataset, DatasetConfig
+from protocol.entries import Sample, SampleBatch
 from protocol.errors import GenerationFailed
-from protocol.messages import Feedback, MarginalSample, Sample, SampleBatch, WeightsRef, sample_id, seed_of
+from protocol.messages import Feedback, MarginalSample, WeightsRef, sample_id, seed_of
 from trainer.durable import write_durably
 from trainer.journal import Journal
 from trainer.pool import Candidate, Pool

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from protocol import codec
-from protocol.messages import Sample, SampleBatch, WeightsRef, sample_id
+from protocol.entries import Sample, SampleBatch
+from protocol.messages import WeightsRef, sample_id
 from trainer.pool import Pool, images
 
 WEIGHTS = WeightsRef(name="w", version=1, digest="d")

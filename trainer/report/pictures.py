@@ -16,8 +16,9 @@ from PIL import Image
 
 from protocol import codec
 from protocol.dataset import Dataset
+from protocol.entries import Sample
 from protocol.errors import DatasetError
-from protocol.messages import Feedback, MarginalSample, Sample
+from protocol.messages import Feedback, MarginalSample
 from trainer.record import Record
 
 Fate = Literal["kept", "dropped", "near copy", "not used"]

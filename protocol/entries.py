@@ -1,0 +1,106 @@
+"""Stream entries: what goes over the queue, and where a sample came from. HTTP bodies are in `messages`.
+
+Each field says who writes it and what None means. Unknown fields are refused. This module does not know how entries
+travel (`bus`) nor how pixels are encoded (`codec`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protocol.messages import Guidance, Message, Name, Scheduler, Seed, Steps, Unit, WeightsRef
+
+
+class BlobRef(Message):
+    """Claim check: where the bytes of an entry lie, and what they must be."""
+
+    ref: str  # "redis:{key}" or "file:{path}"
+    sha256: str
+    size: int
+
+
+class WorkRow(Message):
+    """One sample to make. Written by the planner."""
+
+    sample_id: str
+    source_id: str  # the marginal sample, or "class:{name}"
+    index: int
+    seed: Seed
+    label: int
+    class_name: str
+    prompt: str
+    negative_prompt: str | None = None
+    guidance_scale: Guidance
+    init_id: str | None = None  # dataset sample that gives the init image; None: from noise, or from init_blob
+
+
+class WorkUnit(Message):
+    """One GPU batch to make, on the stream `work`. All rows share the settings named here."""
+
+    id: str  # "{run}.{feedback}.{unit}.{fingerprint of the feedback}"
+    run: Name
+    feedback: int
+    unit: int  # index within the feedback, from 0
+    units: int  # how many units the feedback has
+    model_version: int
+    weights: WeightsRef
+    steps: Steps
+    scheduler: Scheduler
+    strength: Unit  # 1: from noise
+    rows: list[WorkRow]
+    init_blob: BlobRef | None = None  # uint8 "images" [rows, H, W, 3], when the feedback carried pixels
+
+
+class Sample(Message):
+    """One synthetic sample and where it came from. Written by the generator; also `GET /v1/samples/{id}`."""
+
+    id: str
+    run: str | None  # None: made for a REST request
+    feedback: int | None
+    model_version: int | None
+    source_id: str | None
+    index: int
+    seed: Seed
+    label: int | None
+    class_name: str | None
+    prompt: str
+    negative_prompt: str | None = None
+    guidance_scale: float
+    steps: int
+    scheduler: str
+    strength: float
+    init_id: str | None = None
+    weights: WeightsRef
+    created: float
+    user: str | None = None
+    nearest_real: str | None = None  # dataset sample id; None: no dataset mounted
+    nearest_distance: float | None = None  # root mean square pixel difference in [0, 1]
+    near_copy: bool = False
+
+
+class SampleBatch(Message):
+    """The answer to one work unit, on the stream `batches:{run}`. A unit that failed for good has an `error`."""
+
+    unit_id: str
+    run: Name
+    feedback: int
+    unit: int
+    units: int
+    model_version: int
+    weights: WeightsRef
+    samples: list[Sample]
+    blob: BlobRef | None  # uint8 "images" [samples, H, W, 3]; None when failed
+    error: dict[str, Any] | None = None  # problem document
+    worker: str
+    started: float  # unix seconds: the denoising interval on the worker
+    finished: float
+
+
+class DeadLetter(Message):
+    """What could not be delivered, on the stream `dead`."""
+
+    stream: str
+    entry: str  # the entry's body as it was
+    deliveries: int
+    problem: dict[str, Any]
+    time: float
