@@ -27,7 +27,7 @@ def resized(image: np.ndarray, size: int) -> Tensor:
         picture = Image.fromarray(image).resize(fitted, Image.Resampling.BICUBIC)
         left, top = (fitted[0] - size) // 2, (fitted[1] - size) // 2
         image = np.asarray(picture.crop((left, top, left + size, top + size)))
-    return torch.from_numpy(np.ascontiguousarray(image))
+    return torch.from_numpy(np.array(image))  # a copy of our own: decoded pictures may be read-only
 
 
 class Decoded:

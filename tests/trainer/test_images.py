@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from protocol.dataset import Dataset, DatasetConfig
+from tests.trainer.test_pool import make_batch
+from trainer.data.images import RealImages, SyntheticImages, resized
+from trainer.pool import Pool
+
+
+def write_pictures(root: Path) -> Dataset:
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (8, 8)), ("b", (12, 20))):
+        (root / name).mkdir()
+        for number in range(3):
+            picture = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(root / name / f"{number}.png")
+    return Dataset.open(DatasetConfig(root=root))
+
+
+def test_the_right_size_is_left_alone_and_copied():
+    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    image.flags.writeable = False
+    out = resized(image, 8)
+    assert (out.numpy() == image).all()
+    out[0, 0, 0] = 9  # writable
+
+
+def test_the_middle_of_a_wide_picture_is_kept():
+    image = np.zeros((8, 24, 3), np.uint8)
+    image[:, 8:16] = 200
+    assert (resized(image, 8) == 200).all()
+
+
+def test_a_flat_picture_stays_flat_at_any_size():
+    for shape in ((5, 9, 3), (40, 31, 3), (8, 100, 3)):
+        out = resized(np.full(shape, 77, np.uint8), 8)
+        assert out.shape == (8, 8, 3)
+        assert (out == 77).all()
+
+
+def test_cached_and_decoded_images_are_the_same(tmp_path: Path):
+    dataset = write_pictures(tmp_path)
+    cached, decoded = RealImages(dataset, 8, cache_gib=1.0), RealImages(dataset, 8, cache_gib=0.0)
+    assert isinstance(cached.images, torch.Tensor)
+    assert not isinstance(decoded.images, torch.Tensor)
+    assert torch.equal(cached.images[1:5], decoded.images[1:5])
+    for index in range(6):
+        one, other = cached[index], decoded[index]
+        assert torch.equal(one[0], other[0])
+        assert one[1:] == other[1:] == ([0, 0, 0, 1, 1, 1][index], False)
+
+
+def test_a_subset_keeps_rows_together(tmp_path: Path):
+    pool = Pool(tmp_path)
+    pool.admit(*make_batch(0, 0, 1, ["a", "b", "c"]))
+    data = SyntheticImages(pool.take(0), 2)
+    chosen = data.subset(torch.tensor([True, False, True]))
+    assert [candidate.sample.source_id for candidate in chosen.candidates] == ["a", "c"]
+    assert torch.equal(chosen.images, data.images[[0, 2]])
+    assert chosen[1][1:] == (0, True)
+    assert len(SyntheticImages([], 2)) == 0
