@@ -41,8 +41,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="handwritten digits, end to end, on this machine")
     command.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo (default: runs/demo)")
-    command.add_argument("--seed", type=int, default=0)
-    command.set_defaults(run=lambda o: demo.demo(o.out, o.seed))
+    command.add_argument("--seed", type=int, default=0, help="of the images drawn, the model and the noise")
+    command.add_argument("--seeds", type=int, help="instead: every arm over so many seeds, mean and standard error")
+    command.set_defaults(run=lambda o: demo.study(o.out, o.seeds) if o.seeds else demo.demo(o.out, o.seed))
 
     command = commands.add_parser("up", help="broker, generator and trainer on this machine, from one settings file")
     _settings(command, required=True)
