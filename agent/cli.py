@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from agent import demo, machine
 from protocol import codec, logs
 from protocol.client import GeneratorClient
-from protocol.errors import ConfigError, DatasetError, InvalidRequest, OnTheFlyError
+from protocol.errors import ConfigError, DatasetError, InvalidImage, InvalidRequest, OnTheFlyError
 from protocol.messages import AdaptJob, ImageGenerationRequest
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -41,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="handwritten digits, end to end, on this machine")
     command.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo (default: runs/demo)")
-    command.add_argument("--seed", type=int, default=0, help="of the images drawn, the model and the noise")
+    command.add_argument("--seed", type=_seed, default=0, help="of the images drawn, the model and the noise")
     command.add_argument("--seeds", type=int, help="instead: every arm over so many seeds, mean and standard error")
     command.set_defaults(run=lambda o: demo.study(o.out, o.seeds) if o.seeds else demo.demo(o.out, o.seed))
 
@@ -85,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seed(text: str) -> int:
+    """Raises ValueError, which argparse tells, for what cannot seed a generator."""
+    seed = int(text)
+    if not 0 <= seed < 2**63:
+        raise ValueError
+    return seed
+
+
 def _settings(command: argparse.ArgumentParser, *, required: bool = False) -> None:
     command.add_argument("--config", type=Path, required=required, help="settings file (TOML)")
     command.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
@@ -108,17 +115,12 @@ def _checked(message: type[Body], **fields: Any) -> Body:
 
 
 def _become(options: argparse.Namespace) -> int:
-    """Run a process of ours in the foreground; signals reach it directly."""
+    """Turn into a process of ours, which then gets every signal itself."""
     command = [sys.executable, "-m", options.module]
     command += ["--config", str(options.config)] if options.config else []
     command += [part for override in options.set for part in ("--set", override)]
     command += ["--fresh"] if getattr(options, "fresh", False) else []
-    child = subprocess.Popen(command)
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # Ctrl-C reached the child too; a SIGTERM to this process did not
-            child.terminate()
+    os.execv(sys.executable, command)
 
 
 def _adapt(options: argparse.Namespace) -> int:
@@ -131,16 +133,21 @@ def _adapt(options: argparse.Namespace) -> int:
         learning_rate=options.learning_rate,
         seed=options.seed,
         activate=options.activate,
+        again=True,
     )
     with _client(options) as client:
-        machine.adapt(client, job, again=True)
+        machine.adapt(client, job)
     return 0
 
 
 def _generate(options: argparse.Namespace) -> int:
     image = None
     if options.image is not None:
-        image = codec.image_to_base64(codec.image_from_bytes(options.image.read_bytes(), max_pixels=2**26))
+        try:
+            data = options.image.read_bytes()
+        except OSError as error:
+            raise InvalidImage(f"cannot read {options.image}: {error.strerror}", param="image") from error
+        image = codec.image_to_base64(codec.image_from_bytes(data, max_pixels=2**26))
     request = _checked(
         ImageGenerationRequest,
         prompt=options.prompt,

@@ -107,8 +107,8 @@ def _train(out: Path, seed: int, chosen: dict[str, list[str]]) -> int:
     overrides = [
         f'generator.dataset.root="{data}"',
         'generator.dataset.split="train"',
-        f'generator.weights_dir="{out / "weights"}"',
-        f'generator.samples_dir="{out / "samples"}"',
+        f'generator.weights_dir="{out / f"weights-{seed}"}"',  # each seed's own: another seed holds these images out
+        f'generator.samples_dir="{out / f"samples-{seed}"}"',
         f'trainer.dataset.root="{data}"',
         'trainer.dataset.split="train"',
         f'trainer.runs_dir="{out}"',

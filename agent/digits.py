@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,16 @@ def write_digits(root: Path, *, per_class: int, seed: int) -> None:
     """
     if root.exists():
         return
+    partial = root.with_name(root.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     digits = load_digits()
     draw = np.random.default_rng(seed)
     for digit in range(10):
         rows = draw.permutation(np.flatnonzero(digits.target == digit))
         for split, chosen in (("train", rows[:per_class]), ("test", rows[per_class:])):
-            folder = root / split / str(digit)
+            folder = partial / split / str(digit)
             folder.mkdir(parents=True)
             for row in chosen:
                 grey = np.round(digits.images[row] * (255 / 16)).astype(np.uint8)
                 Image.fromarray(grey).save(folder / f"{row:04d}.png")
+    partial.rename(root)

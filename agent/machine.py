@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,25 +58,34 @@ def machine(path: Path | None, overrides: Sequence[str]) -> Iterator[Machine]:
     broker = config.section(settings, "broker", QueueConfig)
     host, port = _address(settings.get("generator", {}))
     url = f"http://{host}:{port}"
-    arguments = ["--config", str(path)] if path else []
-    for override in (*overrides, f"generator.port={port}", f'trainer.service.url="{url}"'):
-        arguments += ["--set", override]
+    arguments = _arguments(path, [*overrides, f"generator.port={port}", f'trainer.service.url="{url}"'])
     with open_broker(broker) as broker_url, Supervisor() as supervisor:
         threads = str(max(1, (os.cpu_count() or 2) // 2))  # two processes share the cores; spinning threads would fight
+        key = settings.get("generator", {}).get("api_key") or os.environ.get("ONTHEFLY_API_KEY")
         environment = {URL_VARIABLE: broker_url, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         generator = supervisor.start("generator", "generator_service", arguments, environment)
-        key = settings.get("generator", {}).get("api_key") or os.environ.get("ONTHEFLY_API_KEY")
+        if key:
+            environment["ONTHEFLY_API_KEY"] = key
         with GeneratorClient(url, api_key=key) as client:
             _wait_ready(client, generator)
             yield Machine(supervisor, client, arguments, environment)
+
+
+def _arguments(path: Path | None, overrides: Sequence[str]) -> list[str]:
+    """The settings as a child's command line."""
+    arguments = ["--config", str(path)] if path else []
+    return arguments + [part for override in overrides for part in ("--set", override)]
 
 
 def _address(table: dict) -> tuple[str, int]:
     """Where the generator listens; port 0 becomes a free one."""
     host, port = table.get("host", "127.0.0.1"), table.get("port", 8000)
     if port == 0:
-        with socket.create_server((host, 0)) as probe:
-            port = probe.getsockname()[1]
+        try:
+            with socket.create_server((host, 0)) as probe:
+                port = probe.getsockname()[1]
+        except OSError as error:
+            raise ConfigError(f"cannot listen on generator.host = {host!r}: {error}", param="generator.host") from error
     return host, port
 
 
@@ -91,19 +102,11 @@ def _wait_ready(client: GeneratorClient, generator: Child) -> None:
     raise ServiceUnreachable(f"the generator was not ready within {START_S:.0f} s: its log above says why")
 
 
-def adapt(client: GeneratorClient, job: AdaptJob, *, again: bool = False) -> None:
-    """Adapt the generator and wait for it; weights of that name that are there already are activated instead.
-
-    Args:
-        again: adapt even so; the result is the next version.
-    """
-    if not again and any(info.name == job.name for info in client.weights().data):
-        if job.activate:
-            client.activate(job.name)
-        console.print(f"weights {job.name!r} exist already and are used; `onthefly adapt` makes a new version")
-        return
-    finished = follow(client, job)
-    console.print(f"adapted: weights {finished.result['name']}@{finished.result['version']}")
+def adapt(client: GeneratorClient, job: AdaptJob) -> None:
+    """Adapt the generator and wait for it; at once when the service did this very job before. Raises as `follow`."""
+    made = follow(client, job).result
+    assert made is not None
+    console.print(f"adapted: weights {made['name']}@{made['version']}")
 
 
 def follow(client: GeneratorClient, request: JobRequest) -> Job:
@@ -137,6 +140,9 @@ def up(path: Path, overrides: Sequence[str], *, fresh: bool) -> int:
     if "trainer" not in settings:
         raise ConfigError(f"{path} has no table [trainer]: say at least trainer.dataset.root in it")
     agent = config.section(settings, "agent", AgentConfig)
+    check = [sys.executable, "-m", "trainer", "--check", *_arguments(path, overrides)]
+    if status := subprocess.run(check).returncode:  # before minutes are spent on starting and adapting
+        return status
     with machine(path, overrides) as running:
         if agent.adapt is not None:
             adapt(running.client, agent.adapt)

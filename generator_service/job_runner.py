@@ -5,8 +5,11 @@ Knows nothing of HTTP.
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+
+import numpy as np
 
 from generator_service import registry
 from generator_service.backends.interface import WeightSet
@@ -80,6 +83,23 @@ class JobRunner:
         return record
 
     def _adapt(self, record: JobRecord, job: AdaptJob, base: WeightSet) -> None:
+        recipe = self._recipe(job, base)
+        made = None if job.again else self._weights.find(job.name, recipe)
+        made = made or self._make(record, job, base, recipe)
+        if job.activate:
+            self.activate(made)
+        record.succeed(info(made, self._weights.active().ref).model_dump(mode="json"))
+
+    def _recipe(self, job: AdaptJob, base: WeightSet) -> str:
+        """Hash of all that decides what an adaptation makes: job, base weights, images and classes."""
+        assert self._real is not None
+        said = job.model_dump_json(exclude={"name", "again", "activate"}) + base.ref.digest + "\n".join(self._classes)
+        content = hashlib.sha256(said.encode())
+        content.update(np.ascontiguousarray(self._real.images).data)
+        content.update(np.ascontiguousarray(self._real.labels).data)
+        return content.hexdigest()
+
+    def _make(self, record: JobRecord, job: AdaptJob, base: WeightSet, recipe: str) -> WeightSet:
         assert self._real is not None
         adaptation = registry.load(registry.ADAPTATIONS, job.method)
         with self._weights.staging() as folder:
@@ -93,10 +113,7 @@ class JobRunner:
             future = self._engine.adapt(run)
             record.on_cancel(partial(self._engine.cancel_adaptation, run))
             kind, metadata = future.result()
-            made = self._weights.publish(folder, job.name, base, kind, self._classes, metadata)
-        if job.activate:
-            self.activate(made)
-        record.succeed(info(made, self._weights.active().ref).model_dump(mode="json"))
+            return self._weights.publish(folder, job.name, base, kind, self._classes, {**metadata, "recipe": recipe})
 
     def activate(self, weights: WeightSet) -> None:
         """Hot swap: verified and resident between batches, then for requests that name none. Raises WeightsCorrupt."""

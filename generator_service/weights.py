@@ -167,6 +167,14 @@ class WeightStore:
                         raise
                     version += 1
 
+    def find(self, name: str, recipe: str) -> WeightSet | None:
+        """The newest version of `name` whose metadata has this recipe; None when there is none."""
+        for version in reversed(self._versions(name)):
+            weights = self._read(name, version)
+            if weights.metadata.get("recipe") == recipe:
+                return weights
+        return None
+
     # ------------------------------------------------------------ folders
 
     def _versions(self, name: str) -> list[int]:

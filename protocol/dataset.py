@@ -114,6 +114,11 @@ class Dataset:
             )
         return self._by_id[sample]
 
+    def digest(self) -> str:
+        """Hash of the classes and of every sample's id and label: which data these are, as far as names tell."""
+        parts = [*self.classes, *(f"{entry.id}:{entry.label}" for entry in self.samples)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
     def image(self, sample: int | str) -> np.ndarray:
         """Decode one picture, by index or id.
 

@@ -142,6 +142,7 @@ class AdaptJob(Message):
     type: Literal["adapt"] = "adapt"
     method: Literal["cold_start"] = "cold_start"
     name: Name  # of the resulting weight set; an existing name gets its next version
+    again: bool = False  # false: when this very job was done before, on the same images, its weights are the result
     base: str | None = None  # weights to start from; None: the service's base checkpoint
     steps: int = Field(default=1000, ge=1, le=1_000_000)  # optimiser steps
     batch_size: int = Field(default=128, ge=1, le=4096)

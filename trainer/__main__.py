@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -18,9 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="settings file (TOML)")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
     parser.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside and start anew")
+    parser.add_argument("--check", action="store_true", help="only see whether the settings are right")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
     options = parser.parse_args(arguments)
     logs.setup("trainer")
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if options.exit_with_parent:
         parent.exit_with_parent()
     try:
@@ -28,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         config.check_tables(settings, config.TABLES)
         trainer_config = config.section(settings, "trainer", TrainerConfig)
         broker_config = config.section(settings, "broker", QueueConfig)
+        if options.check:
+            return 0
         from trainer.start import start
 
         start(trainer_config, broker_config, fresh=options.fresh)

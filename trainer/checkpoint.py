@@ -34,11 +34,12 @@ def save(folder: Path, state: dict[str, Any], *, updates: int) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    path = folder / f"checkpoint-{updates:09d}.pt"
+    digest = hashlib.sha256(data).hexdigest()
+    path = folder / f"checkpoint-{updates:09d}-{digest[:8]}.pt"  # never the name of the one the manifest still names
     write_durably(path, data)
-    manifest = {"file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "updates": updates}
-    write_durably(folder / MANIFEST, json.dumps(manifest).encode())
-    for old in sorted(folder.glob("checkpoint-*.pt"))[:-KEEP]:
+    write_durably(folder / MANIFEST, json.dumps({"file": path.name, "sha256": digest, "updates": updates}).encode())
+    others = sorted(folder.glob("checkpoint-*.pt"), key=lambda other: (other == path, other.stat().st_mtime_ns))
+    for old in others[:-KEEP]:
         old.unlink()
     return path
 
@@ -55,7 +56,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(manifest_path.read_text())
         path, expected = folder / manifest["file"], manifest["sha256"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{manifest_path} is not a checkpoint manifest. {_advice(folder)}") from error
     if not path.exists():
         raise CheckpointCorrupt(f"{path} is missing. {_advice(folder)}")

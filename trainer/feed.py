@@ -14,7 +14,7 @@ from pathlib import Path
 from protocol.bus import Bus, Delivery
 from protocol.client import GeneratorClient
 from protocol.entries import SampleBatch
-from protocol.errors import BlobError, BrokerUnavailable, OnTheFlyError, Retryable, ServiceUnreachable
+from protocol.errors import BlobError, OnTheFlyError, Retryable, ServiceUnreachable
 from protocol.messages import Feedback, FeedbackAccepted
 from trainer.durable import write_durably
 from trainer.journal import Journal
@@ -25,26 +25,32 @@ log = logging.getLogger("trainer")
 
 
 class Outage:
-    """Whether a peer is gone; says so once when it goes and once when it is back."""
+    """Whether a peer is gone; says so once when it goes and once when it is back. Thread-safe."""
 
     def __init__(self, peer: str, config: ServiceConfig, journal: Journal):
         self.declared = False
         self._peer, self._config, self._journal = peer, config, journal
         self._since: float | None = None
+        self._lock = threading.Lock()
 
     def failed(self, error: OnTheFlyError) -> None:
         """The peer did not answer. Past the grace time that is an outage."""
-        self._since = self._since or time.monotonic()
-        if not self.declared and time.monotonic() - self._since >= self._config.outage_grace_s:
-            self.declared = True
-            then = "training goes on without it" if self._config.on_outage == "continue" else "training waits for it"
-            self._journal.event("outage", f"{self._peer} is gone, {then}: {error}", peer=self._peer)
+        with self._lock:
+            self._since = self._since or time.monotonic()
+            if not self.declared and time.monotonic() - self._since >= self._config.outage_grace_s:
+                self.declared = True
+                then = (
+                    "training goes on without it" if self._config.on_outage == "continue" else "training waits for it"
+                )
+                self._journal.event("outage", f"{self._peer} is gone, {then}: {error}", peer=self._peer)
 
-    def succeeded(self) -> None:
-        """The peer answered."""
-        if self.declared:
-            self._journal.event("recovery", f"{self._peer} is back", peer=self._peer)
-        self._since, self.declared = None, False
+    def succeeded(self) -> bool:
+        """The peer answered. True when it had failed to before."""
+        with self._lock:
+            if self.declared:
+                self._journal.event("recovery", f"{self._peer} is back", peer=self._peer)
+            failed, self._since, self.declared = self._since is not None, None, False
+            return failed
 
 
 class Feed:
@@ -71,13 +77,15 @@ class Feed:
         self._config, self._client, self._bus = config, client, bus
         self._folder = folder / "feedback"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._outbox: dict[int, Feedback] = {}
+        self._outbox: set[int] = set()  # feedback to send
         self._sending = threading.Lock()
         self._accepted: dict[int, FeedbackAccepted] = {}
         self._asked = {int(path.stem): Feedback.model_validate_json(path.read_text()) for path in self._kept()}
         self._service = Outage("the generator service", config, journal)
         self._broker = Outage("the broker", config, journal)
-        self._failure: OnTheFlyError | None = None
+        self._failure: Exception | None = None
+        self._send_after = 0.0  # monotonic: the service asked not to be asked before
+        self._oldest = 0  # feedback whose answers are still of use
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="feed", daemon=True)
 
@@ -105,23 +113,38 @@ class Feed:
             InvalidRequest, NotFound, Unauthorized: the service refuses this feedback for good.
         """
         write_durably(self._folder / f"{feedback.feedback:06d}.json", feedback.model_dump_json().encode())
-        self._asked[feedback.feedback] = feedback
-        self._outbox[feedback.feedback] = feedback
+        with self._sending:
+            self._asked[feedback.feedback] = feedback
+            self._outbox.add(feedback.feedback)
         self._send()
+
+    def resume(self, iteration: int) -> None:
+        """A run goes on at this iteration: ask again what it still waits for."""
+        self._oldest = iteration - self.staleness
+        self._ask_again()
+
+    def _ask_again(self) -> None:
+        """Ask once more what is not answered whole, which the broker may have lost. What was planned already is not
+        planned again, and a batch that comes twice is admitted once."""
+        with self._sending:
+            unanswered = {number for number in self._asked if not self.pool.complete(number)}
+            self._outbox |= {number for number in unanswered if number >= self._oldest}
 
     def _send(self) -> None:
         """Try to send everything in the outbox, oldest first; what is refused for now stays in it."""
         with self._sending:
             for number in sorted(self._outbox):
-                feedback = self._outbox[number]
+                if time.monotonic() < self._send_after:
+                    return
                 try:
-                    self._accepted[number] = self._client.feedback(feedback)  # sent twice, it is planned once
+                    self._accepted[number] = self._client.feedback(self._asked[number])
                 except Retryable as error:
+                    self._send_after = time.monotonic() + (error.retry_after or 0.0)
                     if isinstance(error, ServiceUnreachable):
                         self._service.failed(error)
                     return
                 self._service.succeeded()
-                del self._outbox[number]
+                self._outbox.discard(number)
 
     # ------------------------------------------------------------ in
 
@@ -133,39 +156,40 @@ class Feed:
         """
         due = iteration - self.staleness
         with self._sending:
+            self._oldest = due
             for number in [number for number in self._outbox if number < due]:
-                del self._outbox[number]
-                self.journal.event("unsent", f"feedback {number} was never sent and is stale now", feedback=number)
-        self._wait(due)
+                self._outbox.discard(number)
+                self.journal.event(
+                    "unsent", f"feedback {number} was not accepted in time and is stale", feedback=number
+                )
+        if due in self._asked:
+            self._wait(due)
         return self.pool.take(due)
 
     def _wait(self, due: int) -> None:
-        if due not in self._asked:
-            return
+        """Until feedback `due` is answered, or it is late, or an outage is not to be waited for."""
         deadline = time.monotonic() + self._config.answer_timeout_s
         next_probe = 0.0
         while not self._answered(due):
-            self._raise_failure()
-            if time.monotonic() >= next_probe:
+            if self._failure is not None:
+                raise self._failure
+            now = time.monotonic()
+            if now >= next_probe:
                 self._probe()
-                next_probe = time.monotonic() + 1.0
-            gone = self._service.declared or self._broker.declared
-            if gone and self._config.on_outage == "continue":
-                return
-            if time.monotonic() > deadline and not gone:
+                next_probe = now + 1.0
+            if self._service.declared or self._broker.declared:
+                if self._config.on_outage == "continue":
+                    return
+                deadline = now + self._config.answer_timeout_s  # counts from the recovery
+            if now > deadline:
                 self.journal.event("late", f"the answers to feedback {due} are late; going on without", feedback=due)
                 return
             with self.pool.changed:
                 self.pool.changed.wait(0.1)
-        self._raise_failure()
 
     def _answered(self, number: int) -> bool:
         accepted = self._accepted.get(number)
         return (accepted is not None and accepted.units == 0) or self.pool.complete(number)
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
 
     def _probe(self) -> None:
         """While waiting: is the service still there?"""
@@ -177,18 +201,20 @@ class Feed:
             self._service.succeeded()
 
     def _receive(self) -> None:
-        """The background thread: admit what comes, send what could not be sent."""
+        """The background thread: admit what comes, send what could not be sent. What it cannot go on from is raised in
+        the loop's thread."""
         while not self._stop.is_set():
             try:
                 self._send()
                 delivery = self._bus.next_batch(self.run, "trainer", block_s=0.25)
-                self._broker.succeeded()
+                if self._broker.succeeded():
+                    self._ask_again()
                 if delivery is not None:
                     self._admit(delivery)
-            except BrokerUnavailable as error:
+            except Retryable as error:
                 self._broker.failed(error)
                 self._stop.wait(0.5)
-            except OnTheFlyError as error:
+            except Exception as error:
                 self._failure = error
                 return
 
@@ -213,9 +239,3 @@ class Feed:
                 "generator", "generate", batch.started, batch.finished, feedback=batch.feedback, unit=batch.unit
             )
         self._bus.ack_batch(delivery)
-
-    def resume(self, iteration: int) -> None:
-        """After a crash: ask again what this iteration still waits for. The service repeats its answers."""
-        for number, feedback in self._asked.items():
-            if iteration - self.staleness <= number < iteration and not self.pool.complete(number):
-                self._outbox[number] = feedback

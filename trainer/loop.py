@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from protocol.errors import TrainingDiverged
 from trainer import registry
 from trainer.data.batches import Batch, derive
 from trainer.data.images import SyntheticImages
@@ -55,7 +54,7 @@ def hardest(run: Run) -> tuple[list[int], list[float]]:
     with run.journal.timed("score", iteration=run.at.iteration):
         generator = torch.Generator().manual_seed(derive(run.config.seed, "feedback", run.at.iteration))
         scores = criterion(run.predict(run.real), run.real.labels, generator)
-        marginal = feedback.lowest(scores, math.ceil(run.config.feedback.fraction * len(run.real)))
+        marginal = feedback.lowest(scores, math.ceil(run.config.feedback.fraction * len(run.real) - 1e-9))
     return marginal.tolist(), scores[marginal].tolist()
 
 
@@ -81,7 +80,7 @@ def update(run: Run, batch: Batch) -> None:
     """One optimiser update, on the real rows and the synthetic rows that lookahead keeps (RL-identity eq. 12).
 
     Raises:
-        TrainingDiverged: the loss is NaN or infinite; model and optimizer are as before this update.
+        TrainingDiverged: the loss is NaN or infinite.
     """
     x, y, synthetic = run.augmented(batch)
     rate = run.learning_rate()
@@ -89,11 +88,7 @@ def update(run: Run, batch: Batch) -> None:
     chosen = select(run, x, y, synthetic, rate)
     with run.autocast():
         losses = run.task.losses(run.model(x[chosen]), y[chosen])
-    if not torch.isfinite(losses).all():
-        raise TrainingDiverged(
-            f"the loss is NaN or infinite at update {run.at.updates} (iteration {run.at.iteration}): lower "
-            f"trainer.optimizer.learning_rate (now {rate:g}) and start again; the last checkpoint is intact"
-        )
+    run.check_finite(losses)
     run.optimizer.param_groups[0]["lr"] = rate
     run.optimizer.zero_grad()
     losses.mean().backward()

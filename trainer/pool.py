@@ -7,17 +7,20 @@ Knows nothing of the queue or of the model.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from protocol import codec
 from protocol.entries import Sample, SampleBatch
+from protocol.errors import CheckpointCorrupt
 from trainer.durable import write_durably
+
+ADVICE = "restore the run's folder from a backup, or start the run anew with --fresh"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Candidate:
     sample: Sample
     file: Path  # safetensors with uint8 "images" [rows, H, W, 3]
     row: int
+    sha256: str | None  # of the file; None: not told
 
     @property
     def order(self) -> tuple[int, str, int]:
@@ -46,7 +50,10 @@ class Pool:
         self._used: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
-            self._enlist(SampleBatch.model_validate_json(path.read_text()))
+            try:
+                self._enlist(SampleBatch.model_validate_json(path.read_bytes()))
+            except ValidationError as error:
+                raise CheckpointCorrupt(f"{path} is damaged: {ADVICE}") from error
 
     # ------------------------------------------------------------ admission
 
@@ -72,9 +79,9 @@ class Pool:
     def _enlist(self, batch: SampleBatch) -> None:
         self._batches[batch.feedback, batch.unit] = batch
         file = self._file(batch).with_suffix(".safetensors")
-        for row, sample in enumerate(batch.samples):
-            if sample.id not in self._used:
-                self._unused[sample.id] = Candidate(sample, file, row)
+        for candidate in _candidates(batch, file):
+            if candidate.sample.id not in self._used:
+                self._unused[candidate.sample.id] = candidate
 
     # ------------------------------------------------------------ what has been answered
 
@@ -110,12 +117,12 @@ class Pool:
 
     def everything(self) -> list[Candidate]:
         """All samples, used or not, in order: an offline pool is drawn from again and again."""
-        candidates = (
-            Candidate(sample, self._file(batch).with_suffix(".safetensors"), row)
+        every = (
+            candidate
             for batch in self.batches()
-            for row, sample in enumerate(batch.samples)
+            for candidate in _candidates(batch, self._file(batch).with_suffix(".safetensors"))
         )
-        return sorted(candidates, key=lambda candidate: candidate.order)
+        return sorted(every, key=lambda candidate: candidate.order)
 
     def find(self, ids: Iterable[str]) -> list[Candidate]:
         """The samples with these ids, in the order given."""
@@ -147,11 +154,26 @@ class Pool:
 
 
 def images(candidates: Sequence[Candidate]) -> list[np.ndarray]:
-    """Pixels of candidates, each uint8 [H, W, 3], in the same order; every file is read once."""
-    files = {path: codec.decode(path.read_bytes())["images"] for path in {candidate.file for candidate in candidates}}
-    return [files[candidate.file][candidate.row] for candidate in candidates]
+    """Pixels of candidates, each uint8 [H, W, 3], in the same order; every file is read once, and checked.
+
+    Raises:
+        CheckpointCorrupt: a file of the run's folder is missing or was altered.
+    """
+    files = {candidate.file: candidate.sha256 for candidate in candidates}
+    pixels = {path: _read(path, digest) for path, digest in files.items()}
+    return [pixels[candidate.file][candidate.row] for candidate in candidates]
 
 
-def count_by_class(candidates: Iterable[Candidate]) -> dict[str, int]:
-    """Class name -> number of candidates."""
-    return dict(Counter(candidate.sample.class_name or "" for candidate in candidates))
+def _candidates(batch: SampleBatch, file: Path) -> list[Candidate]:
+    digest = batch.blob.sha256 if batch.blob is not None else None
+    return [Candidate(sample, file, row, digest) for row, sample in enumerate(batch.samples)]
+
+
+def _read(path: Path, digest: str | None) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointCorrupt(f"{path} is missing: {ADVICE}") from error
+    if digest is not None and codec.digest(data) != digest:
+        raise CheckpointCorrupt(f"{path} was altered: {ADVICE}")
+    return codec.decode(data)["images"]

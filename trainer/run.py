@@ -5,7 +5,6 @@ The algorithm itself is in `loop`; this is what it acts on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from protocol.errors import ConfigError
-from trainer import checkpoint
-from trainer.data.batches import Batch, batches, schedule
+from protocol.errors import ConfigError, TrainingDiverged
+from trainer import checkpoint, folder
+from trainer.data.batches import Batch, batches, batches_an_epoch, schedule
 from trainer.data.images import RealImages, SyntheticImages
 from trainer.evaluate import Evaluation, evaluate, gradient_magnitude, train_val_gap
 from trainer.journal import Journal
@@ -70,8 +69,7 @@ class Run:
     ):
         self.config, self.task, self.real, self.test = config, task, real, test
         self.pool, self.journal = pool, journal
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(automatic if config.device == "auto" else config.device)
+        self.device = _device(config.device)
         torch.manual_seed(config.seed)
         self.model = (task.build_model() if model is None else model).to(self.device)
         self.optimizer = optimizer or torch.optim.SGD(
@@ -108,7 +106,7 @@ class Run:
         if self.config.steps_per_iteration is not None:
             return self.config.steps_per_iteration
         rows = len(self.real) + len(self.synthetic)
-        return self.config.epochs * math.ceil(rows / self.config.batch_size)
+        return self.config.epochs * batches_an_epoch(rows, self.config.batch_size)
 
     # ------------------------------------------------------------ model
 
@@ -123,13 +121,23 @@ class Run:
         return multistep(self.config.optimizer, epoch)
 
     def predict(self, data: RealImages | SyntheticImages) -> Tensor:
-        """Logits [N, C] of every row, un-augmented, model in eval mode; on the CPU."""
+        """Logits [N, C] of every row, un-augmented, model in eval mode; on the CPU. Raises TrainingDiverged."""
         outputs = []
         for start in range(0, len(data), EVALUATION_ROWS):
             x = self.inputs(data.images[start : start + EVALUATION_ROWS])
             with self.autocast():
                 outputs.append(self.task.predict(self.model, x).float().cpu())
-        return torch.cat(outputs)
+        return self.check_finite(torch.cat(outputs))
+
+    def check_finite(self, values: Tensor) -> Tensor:
+        """The values themselves. Raises TrainingDiverged when one is NaN or infinite: nothing bad is ever saved."""
+        if not torch.isfinite(values).all():
+            raise TrainingDiverged(
+                f"the loss is NaN or infinite at update {self.at.updates} (iteration {self.at.iteration}): lower "
+                f"trainer.optimizer.learning_rate (now {self.learning_rate():g}) and start again; the run goes on from "
+                "its last checkpoint, which is intact"
+            )
+        return values
 
     def evaluate(self, data: RealImages | SyntheticImages) -> Evaluation:
         """Accuracy of the model on un-augmented rows."""
@@ -141,7 +149,7 @@ class Run:
         row: dict[str, Any] = {
             "iteration": self.at.iteration,
             "updates": self.at.updates,
-            "learning_rate": self.learning_rate(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "loss_real": self.at.mean("real_loss", "real_rows"),
             "loss_synthetic": self.at.mean("synthetic_loss", "synthetic_rows"),
             "train_top1": train.top1,
@@ -196,8 +204,10 @@ class Run:
     # ------------------------------------------------------------ checkpoints
 
     def save(self) -> None:
+        """Write a checkpoint. Raises TrainingDiverged rather than keep weights that are not numbers."""
+        for parameter in self.model.parameters():
+            self.check_finite(parameter.detach())
         state = {
-            "made_for": self._made_for(),
             "position": asdict(self.at),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -212,22 +222,22 @@ class Run:
 
         Raises:
             CheckpointCorrupt: it is there but damaged.
-            ConfigError: it was made with settings or data that do not fit these.
+            ConfigError: the folder was made with settings, data or a model that do not fit these.
         """
+        folder.check_made_for(self.config.folder, self._made_for())
         state = checkpoint.load(self.config.folder / "checkpoints")
         if state is None:
             self.journal.rewind(0, selected=False)
             return False
-        for name, value in self._made_for().items():
-            if state["made_for"].get(name) != value:
-                raise ConfigError(
-                    f"{self.config.folder} holds a run with another {name}: {state['made_for'].get(name)!r}, now "
-                    f"{value!r}. Set it back to go on, choose another trainer.run, or start anew with --fresh",
-                    param=name,
-                )
         self.at = Position(**state["position"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"{self.config.folder} holds a run with another model or optimizer: {error}. Use those to go on, "
+                "choose another trainer.run, or start anew with --fresh"
+            ) from error
         self.snapshots = state["snapshots"]
         self.pool.load_state_dict(state["pool"])
         self.synthetic = SyntheticImages(self.pool.find(self.at.kept), self.real.size)
@@ -236,16 +246,17 @@ class Run:
         return True
 
     def _made_for(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to fit."""
+        """What must be the same for a run's folder to fit."""
         config = self.config
         return {
             "seed": config.seed,
             "task": config.task,
-            "model": repr(sorted(config.model.items())),
+            "model": config.model,
             "classes": list(self.task.classes),
-            "real samples": len(self.real),
+            "dataset": self.real.dataset.digest(),
             "batch_size": config.batch_size,
             "mode": config.mode,
+            "pool": config.feedback.images_per_sample if config.mode == "offline" else None,
         }
 
 
@@ -262,3 +273,15 @@ COUNTS = (
 def multistep(config: OptimizerConfig, epoch: int) -> float:
     """Learning rate of an epoch: decayed once for each decay epoch that is past."""
     return config.learning_rate * config.decay_rate ** sum(epoch >= milestone for milestone in config.decay_epochs)
+
+
+def _device(name: str) -> torch.device:
+    """Raises ConfigError for a device that this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f'trainer.device = {name!r} is not to be had: {error}. Set "cpu" or "auto"', param="device"
+        ) from error

@@ -65,8 +65,9 @@ class OfflinePool:
         if not feed.pool.complete(0):
             everything = range(len(dataset.samples))
             asked = feed.asked(0) or question(config, dataset, 0, 0, everything, [0.0] * len(everything))
-            feed.post(asked)
-            feed.take(0)
+            with feed.journal.timed("wait", iteration=0):
+                feed.post(asked)
+                feed.take(0)
 
     def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
         pass

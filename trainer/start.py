@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,8 +15,8 @@ from protocol.broker import EMBEDDED
 from protocol.bus import Bus, QueueConfig
 from protocol.client import GeneratorClient
 from protocol.dataset import Dataset
-from protocol.errors import ConfigError
-from trainer import registry, summary
+from protocol.errors import ConfigError, DatasetError
+from trainer import folder, registry, summary
 from trainer.data.images import RealImages
 from trainer.feed import Feed
 from trainer.journal import Journal
@@ -43,7 +42,7 @@ def start(config: TrainerConfig, broker: QueueConfig, *, fresh: bool = False) ->
         ConfigError, DatasetError, CheckpointCorrupt, TrainingDiverged, BrokerUnavailable, ...: see protocol.errors.
     """
     if fresh:
-        set_aside(config.folder)
+        folder.set_aside(config.folder)
     with open_run(config, broker) as (run, source), Progress(run) as progress:
         train(run, source, after_update=progress.update)
     return summary.write(config.folder)
@@ -59,8 +58,11 @@ def open_run(
     """A run, restored to its last checkpoint if it has one, and its source of samples. Arguments as in `Run`."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("one process trains a run: start it without torchrun")
     with ExitStack() as stack:
         task, real, test = _data(config)
+        stack.enter_context(folder.held(config.folder))
         journal = Journal(config.folder)
         stack.callback(journal.close)
         run = Run(config, task, real, test, Pool(config.folder / "batches"), journal, model, optimizer)
@@ -82,11 +84,17 @@ def _data(config: TrainerConfig) -> tuple[Task, RealImages, RealImages | None]:
     kind = registry.resolve("task", config.task)
     task = kind(settings_file.section({"trainer.model": config.model}, "trainer.model", kind.Config), dataset.classes)
     size = task.config.image_size
-    test = None
-    if config.test_split:
-        held_out = Dataset.open(config.dataset.model_copy(update={"split": config.test_split}))
-        test = RealImages(held_out, size, config.cache_gib)
-    return task, RealImages(dataset, size, config.cache_gib), test
+    real = RealImages(dataset, size, config.cache_gib)
+    if not config.test_split:
+        return task, real, None
+    labels = {"split": config.test_split, "classes": list(dataset.classes)}  # the same label means the same class
+    try:
+        held_out = Dataset.open(config.dataset.model_copy(update=labels))
+    except DatasetError as error:
+        raise DatasetError(
+            f'{error.message} (trainer.test_split = "{config.test_split}"; set it to "" when nothing is held out)'
+        ) from error
+    return task, real, RealImages(held_out, size, config.cache_gib)
 
 
 @contextmanager
@@ -115,14 +123,3 @@ def _shared_url(broker: QueueConfig) -> str:
             param="broker.url",
         )
     return url
-
-
-def set_aside(folder: Path) -> None:
-    """Rename a run's folder to the first free `{name}.1`, `{name}.2`, ...; does nothing when there is none."""
-    if not folder.exists():
-        return
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(target)
-    log.warning("the earlier run is kept in %s", target)

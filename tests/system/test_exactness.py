@@ -19,7 +19,7 @@ from generator_service.weights import WeightStore
 from protocol.dataset import Dataset
 from protocol.messages import Feedback, MarginalSample
 from tests.system.whole import run_training, serving, serving_both, trainer_config
-from trainer.data.batches import derive, schedule
+from trainer.data.batches import batches_an_epoch, derive, schedule
 from trainer.run import Run
 from trainer.selection.lookahead import lookahead
 from trainer.selection.vog import keep, vog
@@ -60,7 +60,7 @@ def algorithm_1(config: TrainerConfig, agent, checkpoint: Path, weights_dir: Pat
             x = task.preprocess(made)
             kept = keep(vog(model, snapshots, x, made_labels), made_labels, config.vog.fraction)
             images, targets = torch.cat([real, made[kept]]), torch.cat([labels, made_labels[kept]])
-        steps = config.epochs * -(-len(images) // config.batch_size)
+        steps = config.epochs * batches_an_epoch(len(images), config.batch_size)
         order = schedule(len(images), config.batch_size, steps, config.seed, iteration)
         for number, rows in enumerate(order):
             seed = derive(config.seed, "augment", iteration, number)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from trainer.data.batches import batches, derive, schedule
+from trainer.data.batches import batches, batches_an_epoch, derive, schedule
 
 
 def rows_of(chosen):
@@ -25,6 +25,12 @@ def test_fixed_steps_cut_the_last_epoch():
     chosen = schedule(rows=10, batch_size=4, steps=5, seed=0, iteration=0)
     assert len(chosen) == 5
     assert max(Counter(rows_of(chosen)).values()) == 2
+
+
+def test_nobody_is_alone_in_a_batch():
+    assert [len(batch) for batch in schedule(rows=9, batch_size=4, steps=4, seed=0, iteration=0)] == [4, 5, 4, 5]
+    assert [len(batch) for batch in schedule(rows=1, batch_size=4, steps=2, seed=0, iteration=0)] == [1, 1]
+    assert [batches_an_epoch(rows, 4) for rows in (1, 4, 5, 6, 8, 9)] == [1, 1, 1, 2, 2, 2]
 
 
 def test_order_depends_on_seed_and_iteration_only():

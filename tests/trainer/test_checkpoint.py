@@ -22,7 +22,7 @@ def test_the_newest_is_found_and_two_are_kept(tmp_path: Path):
     assert len(list(tmp_path.glob("*.pt"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest", "list"])
 def test_damage_is_told(tmp_path: Path, damage: str):
     path = checkpoint.save(tmp_path, {"w": torch.zeros(4)}, updates=1)
     data = path.read_bytes()
@@ -32,6 +32,8 @@ def test_damage_is_told(tmp_path: Path, damage: str):
         path.write_bytes(data[:-1])
     elif damage == "remove":
         path.unlink()
+    elif damage == "list":
+        (tmp_path / checkpoint.MANIFEST).write_text("[]")
     else:
         (tmp_path / checkpoint.MANIFEST).write_text("{")
     with pytest.raises(CheckpointCorrupt, match="--fresh"):
@@ -47,6 +49,24 @@ def test_a_crash_before_the_manifest_leaves_the_earlier_checkpoint(tmp_path: Pat
     state = checkpoint.load(tmp_path)
     assert state is not None
     assert state["updates"] == 1
+
+
+def test_a_crash_before_the_manifest_leaves_the_earlier_one_of_equal_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An iteration's end saves again at the update where `checkpoint_every` just saved."""
+    checkpoint.save(tmp_path, {"iteration": 1}, updates=4)
+    write = checkpoint.write_durably
+
+    def crash_at_manifest(path: Path, data: bytes) -> None:
+        if path.name == checkpoint.MANIFEST:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_durably", crash_at_manifest)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, {"iteration": 2}, updates=4)
+    assert checkpoint.load(tmp_path) == {"iteration": 1}
 
 
 def test_every_generator_goes_on_where_it_was(tmp_path: Path):

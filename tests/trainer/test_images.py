@@ -43,6 +43,13 @@ def test_a_flat_picture_stays_flat_at_any_size():
         assert (out == 77).all()
 
 
+def test_shrinking_averages():
+    """Antialiased: a checkerboard of single pixels becomes grey, not one of its colours."""
+    board = (np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)
+    out = resized(np.repeat(board[..., None], 3, axis=2), 8)
+    assert (out.int() - 127).abs().max() <= 6
+
+
 def test_cached_and_decoded_images_are_the_same(tmp_path: Path):
     dataset = write_pictures(tmp_path)
     cached, decoded = RealImages(dataset, 8, cache_gib=1.0), RealImages(dataset, 8, cache_gib=0.0)

@@ -4,12 +4,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from protocol import codec
-from protocol.entries import Sample, SampleBatch
+from protocol.entries import BlobRef, Sample, SampleBatch
+from protocol.errors import CheckpointCorrupt
 from protocol.messages import WeightsRef, sample_id
 from trainer.pool import Pool, images
 
@@ -130,6 +132,22 @@ def test_a_batch_without_its_record_was_never_admitted(tmp_path: Path):
     assert again.take(0) == []
     assert again.admit(*make_batch(0, 0, 1, ["a"]))
     assert len(again.take(0)) == 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "record"])
+def test_an_altered_file_is_not_trained_on(tmp_path: Path, damage: str):
+    batch, data = make_batch(0, 0, 1, ["a"])
+    ref = BlobRef(ref="redis:x", sha256=codec.digest(data), size=len(data))
+    Pool(tmp_path).admit(batch.model_copy(update={"blob": ref}), data)
+    file, record = tmp_path / "000000-000000.safetensors", tmp_path / "000000-000000.json"
+    if damage == "flip":
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "remove":
+        file.unlink()
+    else:
+        record.write_bytes(record.read_bytes()[:-9])
+    with pytest.raises(CheckpointCorrupt, match="--fresh"):
+        images(Pool(tmp_path).take(0))
 
 
 class Staleness(RuleBasedStateMachine):

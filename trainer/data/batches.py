@@ -31,13 +31,21 @@ def derive(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def batches_an_epoch(rows: int, batch_size: int) -> int:
+    """Batches of one pass over all rows. A last row that would be alone joins the batch before it: batch statistics
+    want two."""
+    alone = rows > batch_size and rows % batch_size == 1
+    return -(-rows // batch_size) - alone
+
+
 def schedule(rows: int, batch_size: int, steps: int, seed: int, iteration: int) -> list[list[int]]:
     """Row indices of each of the iteration's batches: epoch after epoch, each a fresh permutation of all rows."""
     batches: list[list[int]] = []
     epoch = 0
     while len(batches) < steps:
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(derive(seed, "order", iteration, epoch)))
-        batches += [chunk.tolist() for chunk in order.split(batch_size)]
+        cuts = [batch_size * number for number in range(1, batches_an_epoch(rows, batch_size))]
+        batches += [chunk.tolist() for chunk in order.tensor_split(cuts)]
         epoch += 1
     return batches[:steps]
 

@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar
 
 import timm
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -92,15 +91,8 @@ class Classification:
             ) from error
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Normalised float32 [B, 3, S, S] of uint8 [B, H, W, 3]: the shorter side resized to S, centre cropped."""
+        """Normalised float32 [B, 3, S, S] of uint8 [B, S, S, 3]."""
         x = images.permute(0, 3, 1, 2).float() / 255
-        size, height, width = self.config.image_size, images.shape[1], images.shape[2]
-        if (height, width) != (size, size):
-            scale = size / min(height, width)
-            resized = (round(height * scale), round(width * scale))
-            x = F.interpolate(x, resized, mode="bilinear", antialias=True, align_corners=False)
-            top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
-            x = x[:, :, top : top + size, left : left + size]
         mean, std = self._mean.to(x.device), self._std.to(x.device)
         return (x - mean[:, None, None]) / std[:, None, None]
 

@@ -27,7 +27,7 @@ class Task(Protocol):
         """A new model on the CPU; random weights come from torch's global generator."""
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] to normalised float32 [B, 3, S, S], on the same device."""
+        """uint8 [B, S, S, 3] to normalised float32 [B, 3, S, S], on the same device."""
 
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Training augmentation of preprocessed rows; all randomness comes from the generator."""
