@@ -1,7 +1,8 @@
 """Takes work units off the broker, has the engine make them, and publishes the batches.
 
 A few threads run the same straight line, each with a connection of its own: while one unit is denoised, another is
-claimed and prepared, and a third published, so that the GPU does not wait. Each holds its unit's lease throughout.
+claimed and prepared, and a third published, so that the GPU does not wait. Each holds its unit's lease throughout. A
+unit of a run that does not take in its batches goes back to the queue's tail at once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 BLOCK_S = 1.0  # of a blocking claim; also how long shutdown waits for an idle thread
 RETRY_S = 1.0  # between attempts, while the broker is away
+GATED_REST_S = 0.5  # after a round of nothing but units that are put back
+GATED_ROUND = 100  # units put back without a rest, at most
 
 
 class QueueWorkers:
@@ -77,15 +80,27 @@ class QueueWorkers:
 
     def _serve(self, consumer: str) -> None:
         bus = self._connect()
+        gated: set[str] = set()  # units put back since this thread last rested
         while not self._stop.is_set():
-            guard(lambda: self._turn(bus, consumer), self._pause)
+            guard(lambda: self._turn(bus, consumer, gated), self._pause)
         bus.close()
 
-    def _turn(self, bus: Bus, consumer: str) -> None:
+    def _turn(self, bus: Bus, consumer: str, gated: set[str]) -> None:
         delivery = bus.claim_work(consumer, BLOCK_S)
         self._resume()
-        if delivery is not None:
+        if delivery is None:
+            return
+        if bus.put_back_if_gated(delivery):
+            self._rest_after_round(delivery.message.id, gated)
+        else:
             self._answer(bus, delivery)
+
+    def _rest_after_round(self, unit_id: str, gated: set[str]) -> None:
+        """Units are put back at the tail: one that comes by again means that somebody looked at all the others."""
+        if unit_id in gated or len(gated) >= GATED_ROUND:
+            self._stop.wait(GATED_REST_S)
+            gated.clear()
+        gated.add(unit_id)
 
     def _answer(self, bus: Bus, delivery: Delivery[WorkUnit]) -> None:
         """One unit from claim to publication, under its lease. Raises Retryable when the broker goes away meanwhile."""
@@ -99,8 +114,7 @@ class QueueWorkers:
             bus.fail_work(delivery, error.to_problem())
 
         with bus.lease(delivery) as lease:
-            if bus.wait_batch_gate(unit.run, self._stop):
-                guard(lambda: self._make(bus, delivery, lease.lost), fail)
+            guard(lambda: self._make(bus, delivery, lease.lost), fail)
 
     def _make(self, bus: Bus, delivery: Delivery[WorkUnit], lost: threading.Event) -> None:
         unit = delivery.message

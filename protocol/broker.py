@@ -185,7 +185,8 @@ class EmbeddedBroker:
 
     A watcher process (`broker_watch`) runs the server in a session of its own, so that Ctrl-C reaches its users first.
     The watcher holds a pipe to this process: when this process ends, even by SIGKILL, server and folder go too. A
-    server that crashes is started again at the same address.
+    server that crashes is started again at the same address. A watcher that is killed takes the server along (Linux),
+    and its folder onthefly-broker-* stays in the system's temporary folder.
     """
 
     def __init__(self, *, append_only: bool = False, memory_mb: int | None = None, binary: str | None = None):

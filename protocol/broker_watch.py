@@ -2,11 +2,13 @@
 
 A program of its own, started by path: `python -I broker_watch.py FOLDER PARENT_PID BINARY`. Standard library only, so
 that it starts at once. Its standard input is a pipe that nobody writes to: end of file means that the parent is gone,
-however it died. It knows nothing of what the server stores.
+however it died. On Linux the server dies with this program even when that is killed; the folder then stays in the
+system's temporary folder. It knows nothing of what the server stores.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import shutil
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -22,6 +25,7 @@ POLL_S = 0.2  # how often the parent and the server are looked at
 GRACE_S = 5.0  # between asking the server to stop and killing it
 SETTLED_S = 2.0  # a server that dies sooner than this after its start died early
 EARLY_DEATHS = 3  # in a row, after which it is given up
+_PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent dies
 
 
 def watch(folder: Path, parent: int, binary: str) -> None:
@@ -45,7 +49,9 @@ def _serve(folder: Path, parent: int, binary: str) -> bool:
     """Run the server once. True when it was stopped because the parent is gone, False when it died by itself."""
     with (folder / "server.log").open("ab") as log:
         command = [binary, str(folder / "server.conf")]
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, preexec_fn=_dies_with_this_process()
+        )
     try:
         while server.poll() is None:
             if _parent_gone(parent):
@@ -53,6 +59,20 @@ def _serve(folder: Path, parent: int, binary: str) -> bool:
         return False
     finally:
         _stop(server)
+
+
+def _dies_with_this_process() -> Callable[[], None] | None:
+    """What a child calls before it becomes the server, where the system can tie it to its parent."""
+    if sys.platform != "linux":
+        return None
+    prctl, watcher = ctypes.CDLL(None).prctl, os.getpid()
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+        if os.getppid() != watcher:  # it died before it was tied to
+            os._exit(1)
+
+    return tie
 
 
 def _parent_gone(parent: int) -> bool:

@@ -7,13 +7,12 @@ broker does not answer, and works again once it does; a Bus may be shared by thr
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import redis
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from protocol import bus_scripts, keys
 from protocol.broker import BrokerConfig, broker_errors, connect
@@ -26,8 +25,6 @@ from protocol.entries import BlobRef, DeadLetter, SampleBatch, WorkUnit
 from protocol.errors import IdempotencyConflict, QueueFull
 from protocol.messages import FeedbackAccepted
 
-_GATE_POLL_S = 0.1
-
 
 class BusConfig(BaseModel):
     """How the queue behaves. All processes of a run must agree on it."""
@@ -37,7 +34,7 @@ class BusConfig(BaseModel):
     lease_idle_s: float = Field(default=30.0, gt=0.0, le=3600.0)  # seconds unrenewed until others take work over
     max_deliveries: int = Field(default=5, ge=1, le=1000)  # a unit delivered more often is a dead letter
     work_gate: int = Field(default=1000, ge=1)  # units waiting or in work; feedback past it is answered "queue full"
-    batch_gate: int = Field(default=64, ge=1)  # batches a run has not taken in yet; workers wait while it is reached
+    batch_gate: int = Field(default=64, ge=1)  # batches a run has not taken in yet; at it, its units are put off
     blob_ttl_s: int = Field(default=keys.BLOB_TTL_S, ge=1)  # seconds; life of a blob nobody drops
     blob_dir: Path | None = None  # folder shared by all processes, for blobs; None: they lie on the broker
 
@@ -60,6 +57,7 @@ class Bus:
         self._answer_unit = self._client.register_script(bus_scripts.ANSWER_UNIT)
         self._ack_batch = self._client.register_script(bus_scripts.ACK_BATCH)
         self._renew = self._client.register_script(bus_scripts.RENEW)
+        self._put_back = self._client.register_script(bus_scripts.PUT_BACK)
         self._work_inbox = Inbox(self._client, self._work, WorkUnit)
         self._batch_inboxes: dict[str, Inbox[SampleBatch]] = {}  # one a run
 
@@ -164,6 +162,15 @@ class Bus:
             args = [keys.WORK_GROUP, delivery.entry_id, delivery.consumer, delivery.deliveries]
             return bool(self._renew(keys=[delivery.stream], args=args))
 
+    def put_back_if_gated(self, delivery: Delivery[WorkUnit]) -> bool:
+        """Put a unit behind all others while its run has `batch_gate` batches it has not taken in, so that a run that
+        nobody reads keeps no worker from the others. False when the unit is to be made now; True when it is not this
+        delivery's any more: it was put back, with its deliveries counted anew, or had been lost before."""
+        held = [keys.WORK_GROUP, delivery.entry_id, delivery.consumer, delivery.deliveries]
+        streams = [delivery.stream, keys.batches(delivery.message.run)]
+        with broker_errors(self._url):
+            return bool(self._put_back(keys=streams, args=[*held, self.config.batch_gate]))
+
     def finish_work(self, delivery: Delivery[WorkUnit], batch: SampleBatch, data: bytes | None) -> bool:
         """Answer a work unit: marker, blob, batch and ack in one step.
 
@@ -187,19 +194,12 @@ class Bus:
         dead = letter(delivery.stream, unit.model_dump_json(), delivery.deliveries, problem)
         return self._answer(delivery, batch, None, dead)
 
-    def wait_batch_gate(self, run: str, stop: threading.Event) -> bool:
-        """Wait while the run has `batch_gate` batches it has not taken in. False when stopped before that."""
-        while not stop.is_set():
-            if self.batches_waiting(run) < self.config.batch_gate:
-                return True
-            stop.wait(_GATE_POLL_S)
-        return False
-
     # ------------------------------------------------------------ training side
 
     def next_batch(self, run: str, consumer: str, block_s: float = 1.0) -> Delivery[SampleBatch] | None:
         """The next answer of a run: first what this consumer had before it was interrupted, then what another left
-        behind, then a new one; None when `block_s` seconds bring none. Ack it once it is durable."""
+        behind, then a new one; None when `block_s` seconds bring none. Ack it once it is durable.
+        Raises QueueFull when nothing of the run was planned yet and the broker is out of memory."""
         inbox = self._batch_inbox(run)
         with broker_errors(self._url):
             try:
@@ -211,12 +211,17 @@ class Bus:
     def forget_run(self, run: str) -> None:
         """Before a run starts anew: take what an earlier run of this name asked, and its answers, off the queue."""
         with broker_errors(self._url):
-            for entry_id, fields in self._client.xrange(keys.WORK):
-                if _run_of(fields.get(b"body", b"")) == run:
+            while asked := [(entry_id, unit) for entry_id, unit in self._work_inbox.peek() if unit.run == run]:
+                for entry_id, unit in asked:  # one that a worker puts back meanwhile is found at the next look
                     self._client.xack(keys.WORK, keys.WORK_GROUP, entry_id)
                     self._client.xdel(keys.WORK, entry_id)
-            markers = [*self._client.scan_iter(match=f"plan:{run}:*"), *self._client.scan_iter(match=f"done:{run}.*")]
-            self._client.unlink(keys.batches(run), *markers)
+                    self._blobs.drop(unit.init_blob)
+            for _, batch in self._batch_inbox(run).peek():
+                self._blobs.drop(batch.blob)
+            done = self._client.scan_iter(match=keys.done(f"{run}.*"))  # of the runs {run}.{anything} too
+            markers = [key for key in done if key.decode().rsplit(".", 3)[0] == keys.done(run)]
+            plans = self._client.scan_iter(match=f"plan:{run}:*")
+            self._client.unlink(keys.batches(run), *markers, *plans)
         self._batch_inboxes.pop(run, None)
 
     def ack_batch(self, delivery: Delivery[SampleBatch]) -> None:
@@ -232,6 +237,11 @@ class Bus:
         """Batches of a run that are not acked."""
         with broker_errors(self._url):
             return self._client.xlen(keys.batches(run))
+
+    def server(self) -> str:
+        """Id of the broker's present life: another one after a restart, when data may be lost."""
+        with broker_errors(self._url):
+            return self._client.info("server")["run_id"]
 
     def depths(self) -> dict[str, int]:
         """Work units `waiting` and `in_work`, and `dead` letters."""
@@ -286,11 +296,3 @@ class Bus:
             group = Group(self._client, keys.batches(run), keys.BATCH_GROUP)
             self._batch_inboxes[run] = Inbox(self._client, group, SampleBatch)
         return self._batch_inboxes[run]
-
-
-def _run_of(body: bytes) -> str | None:
-    """The run of a work unit; None for what cannot be parsed and will be a dead letter once it is claimed."""
-    try:
-        return WorkUnit.model_validate_json(body).run
-    except ValidationError:
-        return None

@@ -77,8 +77,9 @@ class BlobStore:
             self.drop_file(ref)
 
     def drop_file(self, ref: BlobRef | None) -> None:
-        """Remove a blob of the shared folder; one on the broker is left to the caller's transaction."""
-        if ref is not None and not self.key(ref):
+        """Remove a blob of the shared folder; one on the broker is left to the caller's transaction, and one in a
+        folder that this process does not have to the sweep of those that do."""
+        if ref is not None and not self.key(ref) and self._folder is not None:
             self._path(ref).unlink(missing_ok=True)
 
     @staticmethod

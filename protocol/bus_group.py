@@ -5,7 +5,6 @@ Knows nothing of what entries hold, of leases or of dead letters. Errors of the 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -82,6 +81,9 @@ class Group:
         except redis.exceptions.ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
-        with contextlib.suppress(redis.exceptions.ResponseError):  # BUSYGROUP: another process made it meanwhile
+        try:
             self._client.xgroup_create(self.stream, self.name, id="0", mkstream=True)
+        except redis.exceptions.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):  # else another process made it meanwhile
+                raise
         return call()

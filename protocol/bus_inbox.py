@@ -41,6 +41,7 @@ class Inbox(Generic[Body]):
     """What the consumers of one group get to read."""
 
     def __init__(self, client: redis.Redis, group: Group, kind: type[Body]):
+        self._client = client
         self._group = group
         self._kind = kind
         self._reject = client.register_script(bus_scripts.REJECT)
@@ -65,6 +66,16 @@ class Inbox(Generic[Body]):
     def interrupted(self, consumer: str) -> None:
         """A reply may be lost, and its entry pending for this consumer: `resume` starts over."""
         self._own_after.pop(consumer, None)
+
+    def peek(self) -> list[tuple[str, Body]]:
+        """Entry id and message of all that is on the stream, delivered or not, but for what cannot be parsed."""
+        found = []
+        for entry_id, fields in self._client.xrange(self._group.stream):
+            try:
+                found.append((entry_id.decode(), self._kind.model_validate_json(fields.get(b"body", b""))))
+            except ValidationError:
+                continue  # a dead letter once it is claimed
+        return found
 
     def _delivery(self, entry: Entry, consumer: str) -> Delivery[Body] | None:
         """None when the entry cannot be parsed and is a dead letter now."""

@@ -1,8 +1,9 @@
 """The queue's transactions: Lua scripts that the broker runs as one step each.
 
-Every script that writes starts with a marker or an acknowledgement, so that running it twice (a retry after a lost
-reply) changes nothing more. Without the flag `allow-oom` the server refuses a script before its first write when it is
-out of memory. Keys are named by `keys`; bodies are JSON made by `bus`. Plain Redis 7: nothing here is Valkey's own.
+Every script that writes starts with a marker or with what the group holds as pending, so that running it twice (a
+retry after a lost reply) changes nothing more. Without the flag `allow-oom` the server refuses a script before its
+first write when it is out of memory. Keys are named by `keys`; bodies are JSON made by `bus`. Plain Redis 7: nothing
+here is Valkey's own.
 """
 
 PUBLISH_PLAN = """#!lua
@@ -55,6 +56,20 @@ ACK_BATCH = """#!lua flags=allow-oom
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
 redis.call('UNLINK', KEYS[2])
+"""
+
+PUT_BACK = """#!lua flags=allow-oom
+-- Moves a unit to the stream's tail, as a new entry, while its run's batch gate is reached. Frees what it takes.
+-- KEYS: work stream, batch stream   ARGV: group, entry id, consumer, deliveries, gate
+-- Returns 0 when the unit is this delivery's to make now, else 1.
+local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1, ARGV[3])  -- fails without the group
+if held.err or #held == 0 or held[1][4] ~= tonumber(ARGV[4]) then return 1 end
+if redis.call('XLEN', KEYS[2]) < tonumber(ARGV[5]) then return 0 end
+local entry = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[1], '*', unpack(entry[2]))
+return 1
 """
 
 RENEW = """#!lua flags=allow-oom

@@ -40,12 +40,20 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def _options(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
-    """Settings of an httpx client. Proxies of the environment are for other machines, not for this one."""
+    """Settings of an httpx client. Proxies of the environment are for other machines, not for this one.
+
+    Raises:
+        ConfigError: the URL does not parse, or the key is none.
+    """
+    try:
+        host = httpx.URL(url).host
+    except (httpx.InvalidURL, UnicodeError):
+        raise calls.bad_address(url) from None  # the cause may quote a password
     return {
         "base_url": url,
         "headers": calls.default_headers(api_key),
         "timeout": httpx.Timeout(timeout, connect=min(_CONNECT_S, timeout)),
-        "trust_env": httpx.URL(url).host not in _LOOPBACK,
+        "trust_env": host not in _LOOPBACK,
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ EVENT_READ_S = 60.0  # a stream of events that is silent for longer is opened ag
 _EVENT_DROPS = 5  # in a row without one event, after which the stream is given up
 _EVENT_DELAY_S = 0.5
 _READY_POLL_S = 0.2
+_KEY = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,24 @@ def base_url(url: str) -> str:
         ConfigError: not an http:// or https:// URL.
     """
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"the service's address {mask(url)!r} is not a URL: write http://host:port")
+        raise bad_address(url)
     return url.rstrip("/").removesuffix("/v1")
 
 
+def bad_address(url: str) -> ConfigError:
+    return ConfigError(f"the service's address {mask(url)!r} is not a URL: write http://host:port")
+
+
 def default_headers(api_key: str | None) -> dict[str, str]:
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    """Raises ConfigError for a key that no header can carry; never quotes it."""
+    if api_key is None:
+        return {}
+    if not _KEY.fullmatch(api_key):
+        raise ConfigError(
+            "the API key is empty, or has characters that are not printable ASCII, or spaces around it: check "
+            "api_key, or the environment variable ONTHEFLY_API_KEY"
+        )
+    return {"Authorization": f"Bearer {api_key}"}
 
 
 def answer(call: Call[Answer], url: str, status: int, headers: Mapping[str, str], content: bytes) -> Answer | None:

@@ -6,7 +6,6 @@ staleness: `take(i)` waits for the answers to feedback i - K and hands out nothi
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from trainer.journal import Journal
 from trainer.pool import Candidate, Pool
 from trainer.settings import ServiceConfig
 
-log = logging.getLogger("trainer")
+LOOK_S = 1.0  # between looks at whether the broker was restarted
 
 
 class Outage:
@@ -44,13 +43,17 @@ class Outage:
                 )
                 self._journal.event("outage", f"{self._peer} is gone, {then}: {error}", peer=self._peer)
 
-    def succeeded(self) -> bool:
-        """The peer answered. True when it had failed to before."""
+    @property
+    def failing(self) -> bool:
+        """Whether it did not answer the last time."""
+        return self._since is not None
+
+    def succeeded(self) -> None:
+        """The peer answered."""
         with self._lock:
             if self.declared:
                 self._journal.event("recovery", f"{self._peer} is back", peer=self._peer)
-            failed, self._since, self.declared = self._since is not None, None, False
-            return failed
+            self._since, self.declared = None, False
 
 
 class Feed:
@@ -85,6 +88,7 @@ class Feed:
         self._broker = Outage("the broker", config, journal)
         self._failure: Exception | None = None
         self._send_after = 0.0  # monotonic: the service asked not to be asked before
+        self._server, self._next_look = "", 0.0  # the broker's present life, and when to look again
         self._oldest = 0  # feedback whose answers are still of use
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="feed", daemon=True)
@@ -93,6 +97,8 @@ class Feed:
         return sorted(self._folder.glob("*.json"))
 
     def __enter__(self) -> Feed:
+        """Raises BrokerUnavailable: a run does not start without its queue."""
+        self._server = self._bus.server()
         self._thread.start()
         return self
 
@@ -177,8 +183,8 @@ class Feed:
             if now >= next_probe:
                 self._probe()
                 next_probe = now + 1.0
-            if self._service.declared or self._broker.declared:
-                if self._config.on_outage == "continue":
+            if self._service.failing or self._broker.failing:
+                if self._config.on_outage == "continue" and (self._service.declared or self._broker.declared):
                     return
                 deadline = now + self._config.answer_timeout_s  # counts from the recovery
             if now > deadline:
@@ -207,8 +213,8 @@ class Feed:
             try:
                 self._send()
                 delivery = self._bus.next_batch(self.run, "trainer", block_s=0.25)
-                if self._broker.succeeded():
-                    self._ask_again()
+                self._broker.succeeded()
+                self._notice_restart()
                 if delivery is not None:
                     self._admit(delivery)
             except Retryable as error:
@@ -217,6 +223,15 @@ class Feed:
             except Exception as error:
                 self._failure = error
                 return
+
+    def _notice_restart(self) -> None:
+        """A broker that was started anew may have lost what was asked."""
+        if time.monotonic() < self._next_look:
+            return
+        server, self._next_look = self._bus.server(), time.monotonic() + LOOK_S
+        if server != self._server:
+            self._ask_again()
+        self._server = server
 
     def _admit(self, delivery: Delivery[SampleBatch]) -> None:
         """Make a batch durable, then acknowledge it."""

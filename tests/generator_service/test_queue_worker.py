@@ -10,11 +10,12 @@ import httpx
 import numpy as np
 import pytest
 
+from agent.settings import AgentConfig
 from generator_service.backends.interface import Row, Sampling
 from generator_service.service import Service
 from protocol import codec
 from protocol.broker import EmbeddedBroker
-from protocol.bus import Bus, QueueConfig
+from protocol.bus import Bus, Delivery, QueueConfig
 from protocol.dataset import Dataset, DatasetConfig
 from protocol.entries import SampleBatch, WorkRow, WorkUnit
 from protocol.messages import FeedbackAccepted, WeightsRef
@@ -92,7 +93,7 @@ def dataset(dataset_root: Path) -> Dataset:
 
 def work_unit(unit: int, weights: WeightsRef, *rows: WorkRow, **fields) -> WorkUnit:
     values = {
-        "id": f"{RUN}.{unit}",
+        "id": f"{fields.get('run', RUN)}.0.{unit}.x",
         "run": RUN,
         "feedback": 0,
         "unit": unit,
@@ -122,8 +123,9 @@ def work_row(number: int, **fields) -> WorkRow:
 
 
 def publish(bus: Bus, *units: WorkUnit, number: int = 0) -> None:
-    reply = FeedbackAccepted(run=RUN, feedback=number, units=len(units), samples=1, weights=units[0].weights)
-    bus.publish_plan(RUN, number, f"fingerprint-{number}", units, {}, reply)
+    run = units[0].run
+    reply = FeedbackAccepted(run=run, feedback=number, units=len(units), samples=1, weights=units[0].weights)
+    bus.publish_plan(run, number, f"fingerprint-{number}", units, {}, reply)
 
 
 # ---------------------------------------------------------------- the whole way
@@ -299,6 +301,51 @@ def test_requests_are_served_between_queued_units(held: Service, bus: Bus):
         asked.join()
     batches(bus, 6)
     assert backend.batches.index([77]) == 1
+
+
+def test_a_run_that_nobody_reads_keeps_no_worker_from_the_others(
+    tmp_path: Path, scripted_settings: dict, queue_url: str, bus: Bus
+):
+    config = make_service(tmp_path, queue_url, **scripted_settings, queue_threads=2).config
+    queue = QueueConfig(url=queue_url, lease_idle_s=1.0, max_deliveries=2, batch_gate=2)
+    with started(Service(config, AgentConfig(), queue)) as service:
+        weights = service.loaded.weights.base.ref
+        publish(bus, *(work_unit(n, weights, work_row(n), run="stopped") for n in range(6)))
+        while bus.batches_waiting("stopped") < 2:
+            pass
+        for number in range(3):
+            units = [work_unit(n, weights, work_row(n), run=RUN, id=f"{RUN}.{number}.{n}.x") for n in range(2)]
+            publish(bus, *units, number=number)
+            assert [images(batch)[0, 0, 0, 0] for batch in batches(bus, 2)] == [0, 1]
+        assert bus.batches_waiting("stopped") <= 2 + 1  # the gate, and what the other thread had in hand
+        late = batches(bus, 6, "stopped")  # the run is read again: nothing of it was lost or given up
+    assert [images(batch)[0, 0, 0, 0] for batch in late] == [0, 1, 2, 3, 4, 5]
+    assert bus.depths() == {"waiting": 0, "in_work": 0, "dead": 0}
+
+
+def test_workers_rest_when_all_that_waits_is_gated(
+    tmp_path: Path, scripted_settings: dict, queue_url: str, bus: Bus, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("generator_service.queue_worker.GATED_REST_S", 600.0)
+    config = make_service(tmp_path, queue_url, **scripted_settings, queue_threads=1).config
+    queue = QueueConfig(url=queue_url, batch_gate=1)
+    put_back: list[str] = []
+    real = Bus.put_back_if_gated
+
+    def counted(self: Bus, delivery: Delivery[WorkUnit]) -> bool:
+        if gated := real(self, delivery):
+            put_back.append(delivery.message.id)
+        return gated
+
+    monkeypatch.setattr(Bus, "put_back_if_gated", counted)
+    with started(Service(config, AgentConfig(), queue)) as service:
+        weights = service.loaded.weights.base.ref
+        publish(bus, *(work_unit(n, weights, work_row(n), run="stopped") for n in range(4)))
+        while len(put_back) < 4:
+            pass
+        threading.Event().wait(0.2)  # a worker that does not rest would put back hundreds more
+    one_round = [f"stopped.0.{n}.x" for n in (1, 2, 3)]
+    assert put_back == [*one_round, one_round[0]]  # stopping ended the rest at once
 
 
 def test_a_broker_that_is_away_pauses_the_queue_only(tmp_path: Path, scripted_settings: dict, caplog):

@@ -25,7 +25,7 @@ def unit(run: str = "r", feedback: int = 0, number: int = 0, units: int = 1, ini
         guidance_scale=2.0,
     )
     return WorkUnit(
-        id=f"{run}.{feedback}.{number}",
+        id=f"{run}.{feedback}.{number}.print",
         run=run,
         feedback=feedback,
         unit=number,

@@ -96,6 +96,19 @@ def test_a_watcher_that_is_asked_to_stop_takes_the_server_along() -> None:
         assert not alive(server) and not folder.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tie a process to its parent")
+def test_a_watcher_that_is_killed_takes_the_server_along() -> None:
+    with EmbeddedBroker() as embedded, connect(embedded.url) as client:
+        server, folder = client.info("server")["process_id"], Path(client.config_get("dir")["dir"])
+        try:
+            embedded._watcher.kill()
+            wait_until(lambda: not alive(server))
+        finally:
+            if alive(server):
+                os.kill(server, signal.SIGKILL)
+            shutil.rmtree(folder)
+
+
 def test_only_this_user_on_this_machine_gets_in() -> None:
     with EmbeddedBroker(append_only=True, memory_mb=64) as embedded, connect(embedded.url) as client:
         settings = client.config_get("*")

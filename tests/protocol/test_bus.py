@@ -16,6 +16,7 @@ import redis
 from protocol import codec, keys
 from protocol.broker import EmbeddedBroker, connect
 from protocol.bus import Bus, BusConfig, Delivery
+from protocol.bus_group import Group
 from protocol.entries import BlobRef, WorkUnit
 from protocol.errors import (
     BlobCorrupt,
@@ -93,8 +94,8 @@ def test_a_unit_and_its_pixels_go_all_the_way_and_leave_only_markers(
     assert raw.xlen(keys.WORK) == raw.xlen(keys.batches("r")) == 0
     assert raw.xpending(keys.batches("r"), keys.BATCH_GROUP)["pending"] == 0
     left = {key.decode() for key in raw.scan_iter()}
-    assert left == {keys.WORK, keys.batches("r"), keys.done("r.0.0"), keys.plan("r", 0)}
-    assert all(raw.ttl(key) > 0 for key in (keys.done("r.0.0"), keys.plan("r", 0)))
+    assert left == {keys.WORK, keys.batches("r"), keys.done("r.0.0.print"), keys.plan("r", 0)}
+    assert all(raw.ttl(key) > 0 for key in (keys.done("r.0.0.print"), keys.plan("r", 0)))
     assert folder is None or list(folder.iterdir()) == []
     bus.close()
 
@@ -115,7 +116,7 @@ def test_a_blocked_reader_gets_what_is_published_meanwhile(bus: Bus) -> None:
     reader.start()
     publish(bus)  # over the same Bus: the blocked reader's connection is its own
     reader.join()
-    assert got[0] is not None and got[0].message.id == "r.0.0"
+    assert got[0] is not None and got[0].message.id == "r.0.0.print"
 
 
 # ---------------------------------------------------------------- publishing
@@ -249,10 +250,34 @@ def test_finishing_without_memory_changes_nothing_and_may_be_repeated(bus: Bus, 
             bus.finish_work(delivery, batch(delivery), pixels(delivery))
         assert bus.renew(delivery) is True  # the lease holds while the worker waits
         assert bus.next_batch("r", "t", 0) is None
-        assert not raw.exists(keys.done("r.0.0")) and raw.xlen(keys.WORK) == 1
+        assert not raw.exists(keys.done("r.0.0.print")) and raw.xlen(keys.WORK) == 1
     finally:
         raw.config_set("maxmemory", 0)
     assert bus.finish_work(delivery, batch(delivery), pixels(delivery)) is True
+
+
+def test_a_run_that_was_never_planned_says_that_the_broker_is_out_of_memory(bus: Bus, raw: redis.Redis) -> None:
+    raw.config_set("maxmemory", 1)
+    try:
+        for read in (lambda: bus.next_batch("r", "t", 0), lambda: bus.claim_work("w1", 0), bus.depths):
+            with pytest.raises(QueueFull, match="out of memory"):
+                read()
+    finally:
+        raw.config_set("maxmemory", 0)
+    assert bus.next_batch("r", "t", 0) is None
+
+
+def test_a_group_that_another_process_made_meanwhile_is_used(bus: Bus, raw: redis.Redis) -> None:
+    raw.xgroup_create(keys.batches("r"), keys.BATCH_GROUP, id="0", mkstream=True)
+    group = Group(raw, keys.batches("r"), keys.BATCH_GROUP)
+    replies = iter([redis.exceptions.ResponseError("NOGROUP no such group"), None])
+
+    def first_without_the_group() -> str:
+        if (error := next(replies)) is not None:
+            raise error
+        return "read"
+
+    assert group._with_group(first_without_the_group) == "read"
 
 
 def test_the_trainer_can_drain_a_broker_that_is_out_of_memory(bus: Bus, raw: redis.Redis) -> None:
@@ -278,7 +303,7 @@ def test_a_failed_unit_is_answered_and_kept(bus: Bus) -> None:
     problem = GenerationFailed("the backend raised").to_problem()
     assert bus.fail_work(delivery, problem) is True
     answer = bus.next_batch("r", "t", 0).message
-    assert (answer.unit_id, answer.unit, answer.units, answer.model_version) == ("r.0.0", 0, 1, 7)
+    assert (answer.unit_id, answer.unit, answer.units, answer.model_version) == ("r.0.0.print", 0, 1, 7)
     assert (answer.samples, answer.blob, answer.error, answer.worker) == ([], None, problem, "w1")
     [letter] = bus.dead_letters()
     assert WorkUnit.model_validate_json(letter.entry) == delivery.message
@@ -308,9 +333,9 @@ def test_entries_that_cannot_be_parsed_are_dead_letters_and_block_nobody(
     raw.xadd(keys.batches("r"), fields)
     publish(bus)
     delivery = claim(bus)
-    assert delivery.message.id == "r.0.0"
+    assert delivery.message.id == "r.0.0.print"
     bus.finish_work(delivery, batch(delivery), None)
-    assert bus.next_batch("r", "t", 0).message.unit_id == "r.0.0"
+    assert bus.next_batch("r", "t", 0).message.unit_id == "r.0.0.print"
     letters = bus.dead_letters()
     assert [letter.stream for letter in letters] == [keys.batches("r"), keys.WORK]  # newest first
     assert {letter.problem["error"]["code"] for letter in letters} == {"invalid_request"}
@@ -332,7 +357,7 @@ def test_a_restarted_trainer_gets_back_what_it_had_not_acked(bus: Bus, broker_ur
     again = restarted.next_batch("r", "t", 0)
     assert (again.entry_id, again.message) == (held.entry_id, held.message)
     assert again.deliveries == 2
-    assert restarted.next_batch("r", "t", 0).message.unit_id == "r.0.2"
+    assert restarted.next_batch("r", "t", 0).message.unit_id == "r.0.2.print"
     assert restarted.next_batch("r", "t", 0) is None
     restarted.close()
 
@@ -374,23 +399,108 @@ def test_a_run_that_starts_anew_finds_nothing_of_the_earlier_one(bus: Bus, raw: 
     assert [bus.next_batch("r", "t", 0).message.unit for _ in range(3)] == [0, 1, 2]
 
 
-def test_the_batch_gate_opens_when_the_trainer_takes_in_a_batch(bus: Bus) -> None:
-    publish(bus, 2)
-    stop = threading.Event()
-    assert bus.wait_batch_gate("r", stop) is True
+@pytest.mark.parametrize("memory", [0, 1])
+def test_a_gated_unit_goes_behind_all_others_until_its_run_takes_in_a_batch(
+    bus: Bus, raw: redis.Redis, memory: int
+) -> None:
+    publish(bus, 4)
+    for _ in range(2):
+        delivery = claim(bus)
+        assert bus.put_back_if_gated(delivery) is False
+        bus.finish_work(delivery, batch(delivery), None)
+    raw.config_set("maxmemory", memory)  # 1: out of memory, as a run that nobody reads may leave the broker
+    try:
+        third = claim(bus)
+        expire(raw, third)
+        third = claim(bus)
+        assert third.deliveries == 2
+        body = raw.xrange(keys.WORK, third.entry_id, third.entry_id)[0][1]
+        assert bus.put_back_if_gated(third) is True
+        assert bus.put_back_if_gated(third) is True  # a retry after a lost reply
+        assert raw.xrevrange(keys.WORK, count=1)[0][1] == body
+        assert bus.depths() == {"waiting": 2, "in_work": 0, "dead": 0}
+        fourth = claim(bus)
+        assert fourth.message.unit == 3
+        bus.ack_batch(bus.next_batch("r", "t", 0))
+    finally:
+        raw.config_set("maxmemory", 0)
+    assert bus.put_back_if_gated(fourth) is False
+    again = claim(bus)
+    assert (again.message, again.deliveries) == (third.message, 1)
+
+
+def test_a_gated_unit_in_other_hands_stays_there(bus: Bus, raw: redis.Redis) -> None:
+    publish(bus, 3)
     for _ in range(2):
         delivery = claim(bus)
         bus.finish_work(delivery, batch(delivery), None)
-    opened: list[bool] = []
-    waiter = threading.Thread(target=lambda: opened.append(bus.wait_batch_gate("r", stop)))
-    waiter.start()
-    waiter.join(0.3)
-    assert waiter.is_alive()
-    bus.ack_batch(bus.next_batch("r", "t", 0))
-    waiter.join()
-    assert opened == [True]
-    stop.set()
-    assert bus.wait_batch_gate("r", stop) is False
+    lost = claim(bus, "w1")
+    expire(raw, lost)
+    taken = claim(bus, "w2")
+    assert bus.put_back_if_gated(lost) is True
+    assert bus.renew(taken) is True
+    assert raw.xlen(keys.WORK) == 1
+
+
+def test_forgetting_a_run_also_finds_what_is_put_back_meanwhile(
+    bus: Bus, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(bus, 3)
+    for _ in range(2):
+        delivery = claim(bus)
+        bus.finish_work(delivery, batch(delivery), None)
+    held = claim(bus)
+    peek = bus._work_inbox.peek
+
+    def peek_and_lose() -> list:
+        seen = peek()
+        bus.put_back_if_gated(held)
+        return seen
+
+    monkeypatch.setattr(bus._work_inbox, "peek", peek_and_lose)
+    bus.forget_run("r")
+    assert raw.xlen(keys.WORK) == 0
+
+
+def test_forgetting_a_run_leaves_no_blobs_and_touches_no_run_of_a_longer_name(
+    broker_url: str, raw: redis.Redis, folder: Path | None
+) -> None:
+    bus = Bus(broker_url, BusConfig(blob_dir=folder))
+    for run in ("a.b", "a.0", "a"):
+        init = run.encode()
+        units = [unit(run=run, number=n, units=2, init=bus.blob_ref(f"{run}.{n}", init)) for n in range(2)]
+        bus.publish_plan(run, 0, "print", units, {f"{run}.{n}": init for n in range(2)}, reply(run=run, units=2))
+        delivery = claim(bus)
+        assert bus.finish_work(delivery, batch(delivery), pixels(delivery)) is True
+        while bus.claim_work("w1", 0) is not None:  # the second unit stays in work
+            pass
+
+    def left() -> set[str]:
+        files = {path.name for path in folder.iterdir()} if folder is not None else set()
+        return {key.decode() for key in raw.scan_iter()} | files
+
+    before = left()
+    bus.forget_run("a")
+    gone = before - left()
+    ours = {keys.done("a.0.0.print"), keys.plan("a", 0), keys.batches("a")}
+    blobs = {name for name in gone - ours if name.removeprefix("blob:").startswith(("a.1", "a.0.0.print"))}
+    assert gone == ours | blobs and len(blobs) == 2
+    bus.forget_run("a.0")
+    bus.forget_run("a.b")
+    assert left() == {keys.WORK}
+    bus.close()
+
+
+def test_a_run_may_be_forgotten_without_the_folder_of_its_blobs(broker_url: str, tmp_path: Path) -> None:
+    with_folder, without = Bus(broker_url, BusConfig(blob_dir=tmp_path)), Bus(broker_url, BusConfig())
+    publish(with_folder)
+    delivery = claim(with_folder)
+    with_folder.finish_work(delivery, batch(delivery), pixels(delivery))
+    without.forget_run("r")
+    assert without.next_batch("r", "t", 0) is None
+    assert len(list(tmp_path.iterdir())) == 1  # goes when it is past its life
+    with_folder.close()
+    without.close()
 
 
 # ---------------------------------------------------------------- blobs
@@ -481,7 +591,7 @@ def test_a_broker_that_lost_its_data_serves_on_with_new_groups() -> None:
         publish(bus)
         delivery = claim(bus)
         assert bus.finish_work(delivery, batch(delivery), pixels(delivery)) is True
-        assert bus.next_batch("r", "t", 0).message.unit_id == "r.0.0"
+        assert bus.next_batch("r", "t", 0).message.unit_id == "r.0.0.print"
         bus.close()
 
 
@@ -511,7 +621,7 @@ def test_without_a_broker_every_call_says_where_it_should_be() -> None:
         lambda: bus.fail_work(held, {}),
         lambda: bus.renew(held),
         lambda: bus.next_batch("r", "t", 0),
-        lambda: bus.wait_batch_gate("r", threading.Event()),
+        lambda: bus.put_back_if_gated(held),
         lambda: bus.put_blob(b"x", blob_id="x"),
         lambda: bus.depths(),
         lambda: bus.dead_letters(),

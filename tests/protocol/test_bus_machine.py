@@ -26,7 +26,7 @@ from tests.protocol.messages_to_send import batch, pixels, reply, unit
 
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 TRAINERS = st.sampled_from(["t1", "t2"])
-CONFIG = BusConfig(max_deliveries=2, work_gate=6)
+CONFIG = BusConfig(max_deliveries=2, work_gate=6, batch_gate=2)
 
 
 class Queue(RuleBasedStateMachine):
@@ -76,6 +76,14 @@ class Queue(RuleBasedStateMachine):
         if self.bus.renew(delivery):
             arguments = (keys.WORK, keys.WORK_GROUP, delivery.consumer, 0, [delivery.entry_id])
             self.raw.xclaim(*arguments, idle=3_600_000, justid=True)
+
+    @rule(delivery=held)
+    def put_back(self, delivery: Delivery[WorkUnit]) -> None:
+        ours, entries = self.bus.renew(delivery), self.raw.xlen(keys.WORK)
+        gated = self.raw.xlen(keys.batches("r")) >= CONFIG.batch_gate
+        assert self.bus.put_back_if_gated(delivery) is (gated or not ours)
+        assert self.bus.renew(delivery) is (ours and not gated)
+        assert self.raw.xlen(keys.WORK) == entries
 
     @rule(delivery=held)
     def finish(self, delivery: Delivery[WorkUnit]) -> None:

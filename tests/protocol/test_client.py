@@ -247,10 +247,28 @@ def test_a_service_that_hangs_is_unreachable() -> None:
             client.weights()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:8000", "ftp://host", ""])
-def test_an_address_that_is_no_url_is_refused(address: str) -> None:
-    with pytest.raises(errors.ConfigError, match="http://host:port"):
-        GeneratorClient(address)
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:8000", "ftp://host", "", "http://127.0.0.1:80a", "http://[::1", "http://xn--a.b"]
+)
+@pytest.mark.parametrize("kind", [GeneratorClient, AsyncGeneratorClient])
+def test_an_address_that_is_no_url_is_refused(kind: type, address: str) -> None:
+    with pytest.raises(errors.ConfigError, match="http://host:port") as refused:
+        kind(address)
+    assert repr(address) in refused.value.message
+
+
+def test_an_address_that_is_no_url_is_named_without_its_password() -> None:
+    with pytest.raises(errors.ConfigError, match=r"@host") as refused:
+        GeneratorClient("http://user:ses/ame@host")
+    assert "ses" not in refused.value.message.replace("service's address", "") and refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize("key", ["s\u00e9same", "sesame\n", " sesame", "sesame ", "ses\x00ame", ""])
+@pytest.mark.parametrize("kind", [GeneratorClient, AsyncGeneratorClient])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_quoted(kind: type, key: str) -> None:
+    with pytest.raises(errors.ConfigError, match="ONTHEFLY_API_KEY") as refused:
+        kind("http://host", api_key=key)
+    assert "same" not in refused.value.message
 
 
 def test_proxies_of_the_environment_do_not_come_between_this_machine_and_itself(

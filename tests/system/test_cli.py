@@ -86,15 +86,21 @@ def wait_until(condition, timeout_s: float = 100.0) -> None:
 
 
 def test_up_adapts_trains_and_leaves_nothing_behind(tmp_path: Path, settings: Path):
-    with onthefly(tmp_path / "log", "up", "--config", str(settings)) as process:
-        process.wait()
+    key = "--set", 'generator.api_key="s3cret"'
+    seen: set[int] = set()
+    with onthefly(tmp_path / "log", "up", "--config", str(settings), *key) as process:
+        while process.poll() is None:
+            seen |= descendants(process.pid)
+            time.sleep(0.2)
     log = (tmp_path / "log").read_text()
     assert process.returncode == 0, log
+    assert len(seen) >= 4, "broker with its watcher, generator, trainer"
+    assert alive(seen) == set()
+    assert "s3cret" not in log
     run = record.Record.open(tmp_path / "runs" / "run")
     assert len(run.metrics) == 4
     assert {str(sample.weights) for sample in run.samples()} == {"mine@1"}
     assert "adapted: weights mine@1" in log
-    assert alive(descendants(process.pid)) == set()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -142,7 +148,10 @@ def test_adapt_makes_a_new_version_each_time(tmp_path: Path, broker: str, checkp
         (["up", "--config", "/nowhere.toml"], 2, "cannot read the settings file"),
         (["generate", "x", "--url", "http://127.0.0.1:9"], 1, "onthefly serve"),
         (["generate", "x", "-n", "0"], 2, "greater than or equal to 1"),
+        (["generate", "x", "--image", "/nowhere.png"], 2, "cannot read /nowhere.png"),
+        (["generate", "x", "--url", "http://127.0.0.1:80a"], 2, "80a"),
         (["adapt", "../x"], 2, "name"),
+        (["demo", "--seed", "-1"], 2, "--seed"),
     ],
 )
 def test_mistakes_are_told(arguments: list[str], status: int, message: str):
@@ -150,6 +159,30 @@ def test_mistakes_are_told(arguments: list[str], status: int, message: str):
     assert result.returncode == status, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_mistake_in_any_table_is_told_before_anything_is_started(settings: Path):
+    for override in ("trainer.iterations=0", "generator.prot=1", "agent.stepz=3", "broker.memory_mb=1"):
+        command = [*ONTHEFLY, "up", "--config", str(settings), "--set", override]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode in (1, 2), result.stderr
+        assert override.split("=")[0].split(".")[1] in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_train_ends_well_when_it_is_stopped(tmp_path: Path, data: Path, how: signal.Signals):
+    config = trainer_config(tmp_path / "runs", data, "", mode="real", iterations=100000)
+    path = tmp_path / "train.toml"
+    path.write_text(tomli_w.dumps({"trainer": config.model_dump(mode="json", exclude_none=True)}))
+    metrics = config.folder / "metrics.jsonl"
+    with onthefly(tmp_path / "log", "train", "--config", str(path)) as process:
+        wait_until(lambda: metrics.exists() or process.poll() is not None)
+        process.send_signal(how)
+        assert process.wait(60) == 130
+    log = (tmp_path / "log").read_text()
+    assert "start the same command again" in log
+    assert "Traceback" not in log
 
 
 def test_a_user_without_a_trainer_table_is_told(tmp_path: Path):

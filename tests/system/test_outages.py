@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from protocol.broker import URL_VARIABLE, EmbeddedBroker
-from protocol.errors import ConfigError, TrainingDiverged
+from protocol.errors import ConfigError, DatasetError, TrainingDiverged
 from tests.system.whole import run_training, serving, trainer_config
 from trainer import checkpoint as checkpoints
 from trainer import record
@@ -115,19 +116,22 @@ def serve_later(folder: Path, broker: str, checkpoint: Path, data: Path, port: i
 
 
 def test_training_finishes_without_the_broker(tmp_path: Path, checkpoint: Path, data: Path):
+    """The service stays, and refuses feedback for want of the broker."""
     with ExitStack() as stack:
-        broker = stack.enter_context(EmbeddedBroker())
-        url = stack.enter_context(serving(tmp_path, broker.url, checkpoint, data))
+        broker = stack.enter_context(ExitStack())
+        url_of_broker = broker.enter_context(EmbeddedBroker()).url
+        url = stack.enter_context(serving(tmp_path, url_of_broker, checkpoint, data))
 
         def stop_broker(run: Run) -> None:
             if run.at.iteration == 2 and run.at.done == 1:
-                stack.close()  # the service, then its broker
+                broker.close()
 
-        run = run_training(trainer_config(tmp_path / "runs", data, url), broker.url, stop_broker)
+        run = run_training(trainer_config(tmp_path / "runs", data, url), url_of_broker, stop_broker)
     assert run.at.iteration == 5
     assert candidates(run) == [0, 0, 10, 0, 0]
     messages = [row["message"] for row in record.rows(run.config.folder / "events.jsonl") if row["event"] == "outage"]
-    assert sum("the broker is gone" in message for message in messages) == 1
+    assert len(messages) == 1
+    assert "the broker is gone" in messages[0]
 
 
 def test_a_killed_trainer_goes_on_from_its_checkpoint(tmp_path: Path, broker: str, checkpoint: Path, data: Path):
@@ -165,12 +169,52 @@ def wait_for(condition, timeout_s: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_with_its_checkpoint(tmp_path: Path, data: Path):
-    config = trainer_config(
-        tmp_path, data, "http://127.0.0.1:9", mode="real", optimizer={"learning_rate": 1e20}, iterations=30
-    )
+def test_a_loss_that_is_not_a_number_stops_the_run_and_nothing_bad_is_saved(tmp_path: Path, data: Path):
+    """It diverges at the last update of an iteration, which no later loss shows; the run can go on from before."""
+
+    def blow_up(run: Run) -> None:
+        if run.at.iteration == 2 and run.at.done == run.steps():
+            for parameter in run.model.parameters():
+                parameter.data.fill_(float("nan"))
+
+    config = trainer_config(tmp_path, data, "", mode="real", checkpoint_every=1)
+    with pytest.raises(TrainingDiverged, match=r"learning_rate \(now 0\.05\)"):
+        run_training(config, "embedded", blow_up)
+    state = checkpoints.load(config.folder / "checkpoints")
+    assert state is not None
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert run_training(config, "embedded").at.iteration == 5
+    assert "NaN" not in (config.folder / "metrics.jsonl").read_text()
+
+
+def test_a_rate_that_is_far_too_high(tmp_path: Path, data: Path):
+    config = trainer_config(tmp_path, data, "", mode="real", optimizer={"learning_rate": 1e20}, iterations=30)
     with pytest.raises(TrainingDiverged, match="learning_rate"):
         run_training(config, "embedded")
+
+
+def test_a_label_means_the_same_class_in_every_split(tmp_path: Path, data: Path):
+    """The held-out split lacks a class: it must not number the others anew."""
+    root = tmp_path / "data"
+    for split, names in (("part1", ("alpha", "beta", "gamma")), ("part2", ("beta", "gamma"))):
+        for name in names:
+            shutil.copytree(data / name, root / split / name)
+    config = trainer_config(
+        tmp_path, data, "", mode="real", dataset={"root": root, "split": "part1"}, test_split="part2"
+    )
+    with pytest.raises(DatasetError, match=r"'alpha'.*trainer.test_split"):
+        run_training(config, "embedded")
+
+
+def test_a_missing_test_split_is_told(tmp_path: Path, data: Path):
+    with pytest.raises(DatasetError, match=r'set it to "" when nothing is held out'):
+        run_training(trainer_config(tmp_path, data, "", mode="real", test_split="test"), "embedded")
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path: Path, data: Path):
+    for device in ("cuda:9", "abacus"):
+        with pytest.raises(ConfigError, match=device):
+            run_training(trainer_config(tmp_path, data, "", mode="real", device=device), "embedded")
 
 
 def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path, data: Path):

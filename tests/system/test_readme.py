@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from protocol.client import GeneratorClient
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-PORT = 18417  # for the service of the README's examples, which use 8000
+with socket.create_server(("127.0.0.1", 0)) as _probe:
+    PORT = _probe.getsockname()[1]  # for the service of the README's examples, which use 8000
 SHORT = (  # the README's run, in seconds instead of hours
     "trainer.iterations=4 trainer.epochs=1 trainer.batch_size=8 trainer.device=cpu trainer.threads=1 agent.steps=4 "
     f"agent.adapt.steps=5 agent.adapt.batch_size=4 generator.threads=1 generator.dit.device=cpu generator.port={PORT} "
@@ -76,6 +78,10 @@ def shortened(script: str) -> str:
 def test_every_block_is_run_here():
     """A block of a new kind, or one more, wants a test of its own."""
     assert [kind for kind, _ in BLOCKS if kind != "text"] == ["sh", "toml", "sh", "python", "sh", "python"]
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"\b(RESULTS|TODO|TBD|XXX)\b", README)
 
 
 def test_the_two_commands_exist():

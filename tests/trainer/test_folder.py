@@ -9,7 +9,14 @@ import pytest
 from protocol.errors import ConfigError
 from trainer.folder import check_made_for, held, set_aside
 
-HOLD = "import sys; from pathlib import Path; from trainer.folder import held\nwith held(Path(sys.argv[1])): print(1, flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from trainer.folder import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
 
 
 def test_one_trainer_at_a_time_and_none_after_its_death(tmp_path: Path):
