@@ -61,9 +61,9 @@ def chosen_by_vog(album: Album) -> str:
         for name, dropped, kept in classes
     )
     return (
-        "<p>The score (VoG) is how much the gradient at a sample's pixels changed while the model learnt. Low means "
-        "that the sample has little left to teach. Scores are of the last iteration that dropped any. Of "
-        f"{VOG_CLASSES} classes at most the lowest and the highest are shown, from left to right.</p>"
+        "<p>The score (VoG) is how much the gradient at a sample's pixels changed while the model learnt; samples off "
+        "the real distribution tend to score low. The scores are those of the last iteration that dropped any; at most "
+        f"{VOG_CLASSES} classes are shown, each from its lowest to its highest score.</p>"
         '<div class="card"><div class="rows"><span class="head">class</span><span class="head">lowest: dropped</span>'
         f'<span class="head split">highest: kept</span>{rows}</div></div>'
     )
