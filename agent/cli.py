@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from agent import demo, machine
-from protocol import codec, logs
+from protocol import codec, logs, parent
 from protocol.client import GeneratorClient
 from protocol.errors import ConfigError, DatasetError, InvalidImage, InvalidRequest, OnTheFlyError
 from protocol.messages import AdaptJob, ImageGenerationRequest
@@ -24,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong settings or arguments, 130 interrupted."""
     options = _parser().parse_args(arguments)
     logs.setup("onthefly")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    parent.interruptible()
     try:
         return options.run(options)
     except OnTheFlyError as error:

@@ -1,4 +1,4 @@
-"""A child process that does not outlive its parent.
+"""How a process of ours ends: on a signal, and never later than its parent.
 
 The parent gives the child a pipe as standard input and never writes to it: end of file means that the parent is gone,
 however it died. Knows nothing of what parent and child do.
@@ -12,6 +12,13 @@ import sys
 import threading
 
 GRACE_S = 10.0  # between asking this process to stop and stopping it
+
+
+def interruptible() -> None:
+    """SIGINT and SIGTERM raise KeyboardInterrupt in the main thread, also when a shell started this process in the
+    background, with SIGINT ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 def exit_with_parent() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
     options = parser.parse_args(arguments)
     logs.setup("trainer")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    parent.interruptible()
     if options.exit_with_parent:
         parent.exit_with_parent()
     try:

@@ -33,6 +33,8 @@ while True:
 PARENT = """
 import sys, time
 from agent.supervisor import Supervisor
+from protocol.parent import interruptible
+interruptible()
 with Supervisor() as supervisor:
     child = supervisor.start("a", "child", [sys.argv[1], "a", "polite"], {"PYTHONPATH": sys.argv[2]})
     print(child.process.pid, flush=True)
