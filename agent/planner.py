@@ -26,6 +26,8 @@ from protocol.messages import (
     seed_of,
 )
 
+CLASS_SOURCE = "class:"  # how the source of an image begins that was made for a class, not for a sample
+
 
 class PlannerConfig(BaseModel):
     """How feedback becomes work. Defaults are GenDataAgent's (appendix E) where the paper gives them."""
@@ -42,6 +44,7 @@ class PlannerConfig(BaseModel):
     steps: Steps = 50  # denoising steps of the whole schedule; img2img runs strength times as many
     scheduler: Scheduler = "ddim"
     unit_size: int = Field(default=32, ge=1, le=4096)  # rows in a work unit: one GPU batch
+    max_images: int = Field(default=200_000, ge=1)  # of one feedback; one that asks for more is refused
     max_per_class: int | None = Field(default=None, ge=1)  # budget of one feedback for each class; None: no limit
 
 
@@ -67,9 +70,10 @@ def plan(
     """
     _check(feedback, config, classes, known)
     rows = list(_within_budget(_rows(feedback, config), config.max_per_class))
+    sources = {sample.sample_id for sample in feedback.samples}
     groups = [
-        (config.strength if config.init else 1.0, [row for row in rows if not row.source_id.startswith("class:")]),
-        (1.0, [row for row in rows if row.source_id.startswith("class:")]),
+        (config.strength if config.init else 1.0, [row for row in rows if row.source_id in sources]),
+        (1.0, [row for row in rows if row.source_id not in sources]),
     ]
     chunks = [
         (strength, group[start : start + config.unit_size])
@@ -100,6 +104,14 @@ def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], kn
     repeated += [name for name, count in Counter(s.class_name for s in feedback.classes).items() if count > 1]
     if repeated:
         raise InvalidRequest(f"feedback names {repeated[0]!r} twice: send each source once", param="samples")
+    images = len(feedback.samples) * (feedback.images_per_sample or config.images_per_sample)
+    images += sum(shortage.images for shortage in feedback.classes)
+    if images > config.max_images:
+        raise InvalidRequest(
+            f"feedback asks for {images} images, and agent.max_images is {config.max_images}: ask for fewer samples or "
+            "fewer images of each",
+            param="images_per_sample",
+        )
     for wanted in (*feedback.samples, *feedback.classes):
         if classes and wanted.class_name not in classes:
             raise UnknownClass(
@@ -108,6 +120,10 @@ def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], kn
                 param="class_name",
             )
     for sample in feedback.samples:
+        if sample.sample_id.startswith(CLASS_SOURCE):
+            raise InvalidRequest(
+                f"sample id {sample.sample_id!r}: it must not begin with {CLASS_SOURCE!r}", param="sample_id"
+            )
         if config.init and sample.pixels is None and not known(sample.sample_id):
             raise UnknownSource(
                 f"sample {sample.sample_id!r} is not in the service's dataset: mount the same dataset on both sides, "
@@ -125,7 +141,7 @@ def _rows(feedback: Feedback, config: PlannerConfig) -> Iterator[WorkRow]:
             yield _row(feedback, config, sample, sample.sample_id, index, init)
     for shortage in feedback.classes:
         for index in range(shortage.images):
-            yield _row(feedback, config, shortage, f"class:{shortage.class_name}", index, None)
+            yield _row(feedback, config, shortage, CLASS_SOURCE + shortage.class_name, index, None)
 
 
 def _row(

@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
             log.info("stopping after the current batch")
-            threading.Thread(target=self._service.stop, name="stop").start()
+            threading.Thread(target=self._service.stop, name="stop", daemon=True).start()
         self.should_exit = True
 
 

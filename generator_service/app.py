@@ -22,6 +22,6 @@ def create_app(service: Service) -> FastAPI:
     # the last one added is the first one passed
     app.add_middleware(Idempotent, store=IdempotencyStore())
     app.add_middleware(Bounded, max_body_bytes=service.config.max_body_bytes)
-    app.add_middleware(Authorized, api_key=service.config.api_key or os.environ.get(KEY_VARIABLE))
+    app.add_middleware(Authorized, api_key=service.config.api_key or os.environ.get(KEY_VARIABLE) or None)
     app.add_middleware(Measured, telemetry=service.telemetry)
     return app

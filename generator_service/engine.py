@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from generator_service.boundary import guard
 from protocol.errors import Cancelled, NotReady, OnTheFlyError, QueueFull
 
 log = logging.getLogger(__name__)
+STOPPED = "the service is shutting down: try another replica"
 
 
 class EngineMetrics(Protocol):
@@ -101,16 +103,21 @@ class Engine:
     def check_ready(self) -> None:
         """Raises NotReady until a real forward pass succeeded, and while shutting down."""
         if self._stopping:
-            raise NotReady("the service is shutting down: try another replica")
+            raise NotReady(STOPPED)
         if not self.ready.done():
             raise NotReady("the model is loading: try again in a moment")
         if error := self.ready.exception():
             raise NotReady(f"the model could not be loaded: {error}", retry_after=60.0)
 
+    @contextmanager
+    def _accepting(self) -> Iterator[None]:
+        with self._wake:  # so that nothing is added after the last look
+            self.check_ready()
+            yield
+
     def submit(self, generation: Generation) -> Future[Generated]:
         """Queue rows. Raises QueueFull (requests only: work units are bounded by who feeds them) and NotReady."""
-        self.check_ready()
-        with self._wake:
+        with self._accepting():
             waiting = self._batcher.waiting_rows("request")
             if generation.lane == "request" and waiting + len(generation.rows) > self._max_waiting_rows:
                 raise QueueFull(
@@ -131,8 +138,7 @@ class Engine:
 
     def adapt(self, run: AdaptationRun) -> Future[tuple[str, dict[str, Any]]]:
         """Queue an adaptation; they run one after another. Raises NotReady."""
-        self.check_ready()
-        with self._wake:
+        with self._accepting():
             self._adaptations.append(run)
             self._wake.notify()
         return run.future
@@ -145,10 +151,9 @@ class Engine:
 
     def load(self, weights: WeightSet) -> Future[None]:
         """Verify a weight set and make it resident, between batches. The future may raise WeightsCorrupt."""
-        self.check_ready()
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()
-        with self._wake:
+        with self._accepting():
             self._loads.append((weights, future))
             self._wake.notify()
         return future
@@ -164,7 +169,7 @@ class Engine:
         guard(self._warm_up, self.ready.set_exception)
         while (action := self._next()) is not None:
             action()
-        stopped = NotReady("the service is shutting down: try another replica")
+        stopped = NotReady(STOPPED)
         with self._wake:
             generations, adaptations, loads = self._batcher.drain(), tuple(self._adaptations), tuple(self._loads)
         for generation in generations:

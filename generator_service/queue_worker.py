@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +29,7 @@ from protocol.errors import BlobCorrupt, Cancelled, OnTheFlyError, Retryable, Un
 log = logging.getLogger(__name__)
 
 BLOCK_S = 1.0  # of a blocking claim; also how long shutdown waits for an idle thread
+JOIN_S = 10.0  # that stopping waits for the threads
 RETRY_S = 1.0  # between attempts, while the broker is away
 GATED_REST_S = 0.5  # after a round of nothing but units that are put back
 GATED_ROUND = 100  # units put back without a rest, at most
@@ -74,9 +76,12 @@ class QueueWorkers:
         self._stop.set()
 
     def join(self) -> None:
+        """Wait for the threads to end; one that hangs on a broker which does not answer is left to the end of the
+        process, and its unit to the other replicas."""
+        deadline = time.monotonic() + JOIN_S
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join()
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _serve(self, consumer: str) -> None:
         bus = self._connect()

@@ -27,7 +27,7 @@ class RealImages:
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] at (height, width), unchanged when it has that size."""
+    """uint8 [H, W, 3] at (height, width), unchanged when it has that size; resized as the backends do it."""
     if image.shape[:2] == size:
         return image
-    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
+    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))

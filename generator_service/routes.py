@@ -91,8 +91,8 @@ def _jobs(routes: APIRouter, service: Service) -> None:
 
     @routes.get("/v1/jobs")
     async def jobs() -> JobList:
-        """All jobs remembered, oldest first."""
-        return JobList(data=service.jobs.list())
+        """All jobs remembered, oldest first, without their results: those are in `GET /v1/jobs/{id}`."""
+        return JobList(data=[job.model_copy(update={"result": None}) for job in service.jobs.list()])
 
     @routes.get("/v1/jobs/{job_id}")
     async def job(job_id: str) -> Job:

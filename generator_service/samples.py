@@ -8,14 +8,19 @@ Does not know how images are encoded.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from protocol.entries import Sample
 from protocol.errors import UnknownSample
+
+log = logging.getLogger(__name__)
 
 CURRENT, OLDER = "samples.jsonl", "samples.1.jsonl"
 
@@ -93,7 +98,10 @@ class SampleStore:
         with path.open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
-                    index[Sample.model_validate_json(line).id] = offset
+                    try:
+                        index[Sample.model_validate_json(line).id] = offset
+                    except ValidationError:
+                        log.warning("%s has a damaged line at byte %d, which is left out", path, offset)
                     offset += len(line)
         os.truncate(path, offset)
         return index

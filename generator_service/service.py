@@ -31,7 +31,7 @@ from protocol.broker import EMBEDDED
 from protocol.bus import Bus, QueueConfig
 from protocol.config import section
 from protocol.dataset import Dataset
-from protocol.errors import BrokerUnavailable
+from protocol.errors import OnTheFlyError, Retryable
 from protocol.messages import ImageGenerationRequest
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Service:
         self._agent, self._queue = agent, queue
         url = queue.resolved_url()
         self._broker_url = None if url == EMBEDDED else url
-        self._bus = self._connect() if self._broker_url else None
+        self._bus = Bus(self._broker_url, queue, patient=False) if self._broker_url else None
         self._loaded: Loaded | None = None
         self._workers: QueueWorkers | None = None
         self._lifecycle = threading.Lock()
@@ -90,7 +90,8 @@ class Service:
             if self._workers is not None:
                 self._workers.ask_to_stop()
             self.engine.stop()
-            if self._workers is not None:
+            if self._workers is not None:  # made meanwhile, when the model was still loading
+                self._workers.ask_to_stop()
                 self._workers.join()
             if self._loaded is not None:
                 self._loaded.runner.close()
@@ -134,6 +135,8 @@ class Service:
         return backend, weights.active()
 
     def _serve_queue(self) -> None:
+        if self._stopped:
+            return
         if self._workers is None:
             log.info("no broker: serving HTTP only, feedback is refused")
         else:
@@ -168,7 +171,11 @@ class Service:
         if self._bus is not None:
             try:
                 depths = self._bus.depths()
-            except BrokerUnavailable:
+            except Retryable:
                 log.debug("no broker depths in this scrape: it does not answer")
-        active = self._loaded.weights.active().ref if self._loaded is not None else None
+        try:
+            active = self._loaded.weights.active().ref if self._loaded is not None else None
+        except OnTheFlyError as error:
+            active = None
+            log.warning("no active weights in this scrape: %s", error)
         return self.telemetry.scrape(self.engine.waiting_rows(), depths, active)

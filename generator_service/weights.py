@@ -1,7 +1,7 @@
 """Named weight sets on disk, with versions and digests.
 
     {root}/{name}/{version}/manifest.json   what it is, and the sha256 of each other file in the folder
-    {root}/active.json                      the set that serves requests naming none; survives restarts
+    {root}/.active.json                     the set that serves requests naming none; survives restarts
 
 Folders appear by one rename, so that a reader on a shared volume never sees half a set. The base checkpoint is `base@1`
 and stays where it is. Does not know what the tensors mean, nor which of them are resident on a device.
@@ -28,7 +28,7 @@ from protocol.messages import WeightsInfo, WeightsRef
 
 BASE = "base"
 MANIFEST = "manifest.json"
-ACTIVE = "active.json"
+ACTIVE = ".active.json"  # no name of a set begins with a dot
 SPEC = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:@(?P<version>[1-9][0-9]{0,8}))?")
 
 
@@ -102,7 +102,7 @@ class WeightStore:
             )
 
     def list(self) -> list[WeightsInfo]:
-        """Every set, oldest version first within a name."""
+        """Every set, oldest version first within a name. Raises WeightsCorrupt for one that cannot be read."""
         active = self.active().ref
         return [info(self._read(name, version), active) for name, version in self._all()]
 
@@ -112,8 +112,13 @@ class WeightStore:
         path = self._root / ACTIVE
         if not path.exists():
             return self.base
-        choice = json.loads(path.read_text())
-        return self.resolve(f"{choice['name']}@{choice['version']}")
+        try:
+            choice = json.loads(path.read_text())
+            return self.resolve(f"{choice['name']}@{choice['version']}")
+        except (OSError, ValueError, KeyError, TypeError, UnknownWeights) as error:
+            raise WeightsCorrupt(
+                f"{path} does not name weights that are here ({error}): activate others, or remove it to serve {BASE}@1"
+            ) from error
 
     def activate(self, weights: WeightSet) -> None:
         """Make this the set for requests that name none, now and after a restart."""
@@ -225,7 +230,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         stored = json.loads((folder / MANIFEST).read_text())
         missing = {"backend", "kind", "base", "classes", "created", "digest", "files", "metadata"} - stored.keys()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise WeightsCorrupt(f"{folder / MANIFEST} cannot be read ({error}): restore it or adapt again") from error
     if missing:
         raise WeightsCorrupt(f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: restore it or adapt again")

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import redis
 from pydantic import BaseModel, ConfigDict, Field
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from protocol import broker_watch
@@ -78,11 +78,14 @@ def address(url: str) -> str:
     return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
 
 
-def connect(url: str, **options: Any) -> redis.Redis:
+def connect(url: str, *, patient: bool = True, **options: Any) -> redis.Redis:
     """A client of the broker. Connects on first use; each command in flight has a connection of its own.
 
     Two quick retries, then the error surfaces: callers decide how long to wait. Every write that must not happen twice
     is safe to repeat (`bus_scripts`).
+
+    Args:
+        patient: false for callers whom somebody waits for: one try, of a few seconds, and no blocking reads.
 
     Raises:
         ConfigError: the URL does not parse.
@@ -95,6 +98,8 @@ def connect(url: str, **options: Any) -> redis.Redis:
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=2),
         "protocol": 2,
     }
+    if not patient:
+        settings |= {"socket_timeout": 3.0, "socket_connect_timeout": 3.0, "retry": Retry(NoBackoff(), retries=0)}
     try:
         address(url)
         return redis.Redis.from_url(url, **(settings | options))

@@ -46,11 +46,11 @@ class QueueConfig(BrokerConfig, BusConfig):
 class Bus:
     """One process's access to the queue."""
 
-    def __init__(self, url: str, config: BusConfig):
-        """Connects on first use. Raises ConfigError for a URL that does not parse."""
+    def __init__(self, url: str, config: BusConfig, *, patient: bool = True):
+        """Connects on first use; `patient` as in `connect`. Raises ConfigError for a URL that does not parse."""
         self.config = config
         self._url = url
-        self._client = connect(url)
+        self._client = connect(url, patient=patient)
         self._blobs = BlobStore(self._client, config.blob_dir, config.blob_ttl_s)
         self._work = Group(self._client, keys.WORK, keys.WORK_GROUP)
         self._publish_plan = self._client.register_script(bus_scripts.PUBLISH_PLAN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,8 @@ from protocol.broker import EmbeddedBroker, connect
 
 # Models here are tiny, and several processes share the cores: spinning threads only get in each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A shell that starts the tests in the background has them ignore Ctrl-C, and their children too; some test just that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SERVERS = ("embedded", "redis-server")
 
 

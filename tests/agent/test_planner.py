@@ -107,6 +107,11 @@ def test_errors_say_what_to_do():
         planned(feedback(classes=(ClassShortage(label=0, class_name="bird", images=1),)))
     with pytest.raises(UnknownSource, match="mount the same dataset"):
         planned(feedback(marginal("a")), known=lambda name: False)
+    many = ClassShortage(label=0, class_name="cat", images=10**9)
+    with pytest.raises(InvalidRequest, match=r"asks for 1000000006 images.*agent.max_images"):
+        planned(feedback(marginal("a"), classes=(many,)), images_per_sample=6)
+    with pytest.raises(InvalidRequest, match="must not begin with"):
+        planned(feedback(marginal("class:cat", pixels="AAAA")))
     with pytest.raises(InvalidRequest, match="twice"):
         planned(feedback(marginal("a"), marginal("a")))
 

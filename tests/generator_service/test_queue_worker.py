@@ -12,6 +12,7 @@ import pytest
 
 from agent.settings import AgentConfig
 from generator_service.backends.interface import Row, Sampling
+from generator_service.real_images import resized
 from generator_service.service import Service
 from protocol import codec
 from protocol.broker import EmbeddedBroker
@@ -20,6 +21,7 @@ from protocol.dataset import Dataset, DatasetConfig
 from protocol.entries import SampleBatch, WorkRow, WorkUnit
 from protocol.messages import FeedbackAccepted, WeightsRef
 from tests.generator_service.conftest import scripted
+from tests.generator_service.tiny_dit import full, open_backend
 from tests.generator_service.tiny_service import make_service, served, started
 
 RUN = "run-1"
@@ -171,17 +173,26 @@ def test_queued_pixels_are_the_backends_own_to_the_bit(service: Service, bus: Bu
 
 def test_pixels_that_travel_with_the_feedback_give_the_same_samples(http, bus: Bus, dataset: Dataset):
     pixels = codec.image_to_base64(dataset.image(4))
-    http.post("/v1/feedback", json=feedback(marginal(dataset, 4)))
+    assert http.post("/v1/feedback", json=feedback(marginal(dataset, 4))).status_code == 202
     (mounted,) = batches(bus, 1)
-    carried = feedback(marginal(dataset, 4, pixels=pixels), run="run-2")
-    assert http.post("/v1/feedback", json=carried).status_code == 202
-    (sent,) = batches(bus, 1, "run-2")
-    from_blob, from_dataset = images(sent), images(mounted)
-    assert [sample.init_id for sample in sent.samples] == [None, None]
-    # other run, other seeds; both stay near the same init image, at half strength
-    assert from_blob.shape == from_dataset.shape == (2, 8, 8, 3)
-    again = feedback(marginal(dataset, 4, pixels=pixels), run="run-2")
-    assert http.post("/v1/feedback", json=again).json()["units"] == 1
+    bus.forget_run(RUN)  # the same run, so the same ids and seeds
+    assert http.post("/v1/feedback", json=feedback(marginal(dataset, 4, pixels=pixels))).status_code == 202
+    (carried,) = batches(bus, 1)
+    assert [sample.init_id for sample in carried.samples] == [None, None]
+    assert [sample.id for sample in carried.samples] == [sample.id for sample in mounted.samples]
+    assert (images(carried) == images(mounted)).all()
+
+
+def test_carried_pixels_are_resized_as_mounted_ones_are(checkpoint: Path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 20, 3), dtype=np.uint8)
+    backend = open_backend(checkpoint)
+    row = {"seed": 1, "label": 0}
+    sampling = Sampling(steps=4, scheduler="ddim", strength=0.5)
+    mounted, carried = (
+        backend.generate(full(backend), [Row(image=picture, **row)], sampling)
+        for picture in (image, resized(image, backend.native_size()))
+    )
+    assert (mounted == carried).all()
 
 
 def test_the_same_feedback_again_is_planned_once_and_another_conflicts(http, bus: Bus, dataset: Dataset):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,3 +156,55 @@ def test_wrong_backend_settings_are_config_errors(tmp_path: Path, table: dict):
     service.start()
     assert isinstance(service.engine.ready.exception(), ConfigError)
     service.stop()
+
+
+def test_the_same_adaptation_of_the_same_images_is_done_once(http: httpx.Client):
+    versions = [adapt(http)["result"]["version"], adapt(http)["result"]["version"]]
+    versions += [adapt(http, seed=1)["result"]["version"], adapt(http, again=True)["result"]["version"]]
+    assert versions == [1, 1, 2, 3]
+
+
+def test_no_name_of_weights_reaches_the_services_own_files(http: httpx.Client):
+    assert adapt(http, name="active.json", activate=True)["status"] == "succeeded"
+    assert http.post(IMAGES, json={"prompt": "alpha"}).status_code == 200
+    assert http.get("/v1/weights").json()["active"]["name"] == "active.json"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"name": "base"}', '{"name": "gone", "version": 1}'])
+def test_a_damaged_choice_of_weights_is_told(dit_service: Service, http: httpx.Client, content: str):
+    (dit_service.config.weights_dir / ".active.json").write_text(content)
+    answer = http.post(IMAGES, json={"prompt": "alpha"})
+    assert answer.json()["error"]["code"] == "weights_corrupt"
+    assert ".active.json" in answer.json()["detail"]
+    assert http.get("/metrics").status_code == 200
+    assert http.post(IMAGES, json={"prompt": "alpha", "model": "base"}).status_code == 200
+
+
+def test_stopping_while_the_model_loads(tmp_path: Path, dit_settings: dict, queue_url: str):
+    service = make_service(tmp_path, queue_url, **dit_settings)
+    service.start()
+    stopper = threading.Thread(target=service.stop, daemon=True)
+    stopper.start()
+    stopper.join(60)
+    assert not stopper.is_alive()
+
+
+def test_a_broker_that_does_not_answer_holds_nobody_up(tmp_path: Path, dit_settings: dict):
+    """It takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        service = make_service(tmp_path, url, **dit_settings)
+        with started(service), served(service) as address, httpx.Client(base_url=address, timeout=30) as client:
+            assert client.get("/metrics").status_code == 200
+            assert client.post(IMAGES, json={"prompt": "alpha"}).status_code == 200
+            entry = Dataset.open(DatasetConfig(**dit_settings["dataset"])).samples[0]
+            marginal = {"sample_id": entry.id, "label": 0, "class_name": entry.class_name, "score": 0.1}
+            feedback = {"run": "r", "feedback": 0, "model_version": 0, "samples": [marginal]}
+            answer = client.post("/v1/feedback", json=feedback)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+
+
+def test_an_empty_key_is_no_key(tmp_path: Path, dit_settings: dict, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ONTHEFLY_API_KEY", "")
+    with started(make_service(tmp_path, **dit_settings)) as service, served(service) as url:
+        assert httpx.get(f"{url}/v1/jobs").status_code == 200
