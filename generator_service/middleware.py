@@ -20,6 +20,8 @@ OPEN_PATHS = ("/livez", "/readyz")
 MAX_DRAIN = 8  # a refused body is read on to this many times the limit, so that its sender reads the reply
 MAX_KEY = 255
 
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
 
 class Measured:
     """Counts every reply by method, route template and status."""
@@ -34,7 +36,8 @@ class Measured:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "other")
-                self._telemetry.request_done(scope["method"], route, message["status"])
+                method = scope["method"] if scope["method"] in METHODS else "other"  # anybody may invent one
+                self._telemetry.request_done(method, route, message["status"])
             await send(message)
 
         await self._app(scope, receive, counted)

@@ -15,6 +15,7 @@ from protocol.errors import GenerationFailed, InvalidRequest, NotFound, OnTheFly
 
 MEDIA_TYPE = "application/problem+json"
 SHOWN_ERRORS = 5
+SHOWN_CHARACTERS = 300  # of a field's name or a message, either of which may quote the input
 
 
 def problem_response(error: OnTheFlyError, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -41,12 +42,12 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:
-    """422 naming the fields; malformed JSON is one of these. Never repeats the input, which may be large."""
+    """422 naming the fields; malformed JSON is one of these. Quotes little of the input, which may be large."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if found[0]["type"] == "model_attributes_type" and not _is_json(request):
         return problem_response(InvalidRequest("the body is not JSON: send Content-Type: application/json"))
-    lines = [f"{_path(entry)}: {entry['msg']}" for entry in found[:SHOWN_ERRORS]]
+    lines = [f"{_path(entry)}: {_short(entry['msg'])}" for entry in found[:SHOWN_ERRORS]]
     more = f"; and {len(found) - SHOWN_ERRORS} more" if len(found) > SHOWN_ERRORS else ""
     return problem_response(InvalidRequest("; ".join(lines) + more, param=_path(found[0])))
 
@@ -54,7 +55,12 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
 def _path(entry: dict[str, Any]) -> str:
     """Where in the body: "samples.3.label"."""
     inner = [str(part) for part in entry["loc"] if part not in ("body", "path", "query", "header")]
-    return ".".join(inner) or "body"
+    return _short(".".join(inner)) or "body"
+
+
+def _short(text: str) -> str:
+    """Of a text that may quote the input, so much that a reader recognises it."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _is_json(request: Request) -> bool:

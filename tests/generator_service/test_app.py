@@ -457,3 +457,19 @@ def test_images_come_in_the_format_asked_for_by_value_or_by_url(http: httpx.Clie
         "alpha",
     )
     assert provenance["weights"] == linked["weights"]
+
+
+def test_errors_quote_little_of_a_large_input(shared: httpx.Client):
+    for body in ({"prompt": "alpha", "x" * 100_000: 1}, {"type": "y" * 100_000}):
+        path = "/v1/jobs" if "type" in body else "/v1/images/generations"
+        answer = shared.post(path, json=body)
+        assert answer.status_code == 422
+        assert len(answer.content) < 5_000
+
+
+def test_invented_methods_are_counted_together(shared: httpx.Client):
+    for number in range(3):
+        shared.request(f"FOO{number}", "/v1/jobs")
+    page = shared.get("/metrics").text
+    assert "FOO" not in page
+    assert 'method="other"' in page
