@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from agent.settings import AgentConfig
+from generator_service.allocator import keep_freed_memory
 from generator_service.app import create_app
 from generator_service.service import Service
 from generator_service.settings import GeneratorConfig
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve; returns the exit status: 0 stopped, 1 the model failed to load, 2 settings or data are wrong."""
     options = _parser().parse_args(arguments)
     logs.setup("generator")
+    keep_freed_memory()
     if options.exit_with_parent:
         parent.exit_with_parent()
     try:

@@ -21,6 +21,7 @@ import httpx
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
+from generator_service.allocator import keep_freed_memory
 from generator_service.service import Service
 from protocol.broker import EmbeddedBroker
 from protocol.bus import Bus, QueueConfig
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # for both sides alike, as the launcher does
     settings = (options.rounds, options.images, options.steps)
     overhead = {"8 clients over the bare loop", "queue over the bare loop"}
     bench(overhead, *settings, width=options.width, layers=options.layers, size=16)
