@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench install lock clean
+.PHONY: demo test lint bench soak fuzz audit install lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,9 @@ help:
 	@echo "make test    the test suite"
 	@echo "make lint    style and security checks"
 	@echo "make bench   performance ratios, side by side"
+	@echo "make soak    a run that goes on while its processes are killed, 250 times in all"
+	@echo "make fuzz    some thousand requests that nobody thought of, against a service with a tiny model"
+	@echo "make audit   known vulnerabilities of what requirements.lock pins; asks an advisory service"
 	@echo "make lock    pin the newest versions of everything in requirements.lock"
 
 install: $(INSTALLED)
@@ -36,6 +39,17 @@ lint: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks
+
+soak: install
+	$(BIN)/python -m tests.soak --kills 200 --seed 1
+	$(BIN)/python -m tests.soak --kills 50 --seed 2 --patience 2
+
+fuzz: install
+	$(BIN)/python -m tests.generator_service.fuzz --examples 200
+
+audit: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock
 
 lock:
 	$(PYTHON) -m venv $(VENV)

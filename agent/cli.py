@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from agent import demo, machine
-from protocol import codec, logs, parent
+from agent import dead_letters, demo, machine
+from agent.settings import AgentConfig
+from agent.sizing import Load
+from protocol import codec, config, logs, parent
 from protocol.client import GeneratorClient
 from protocol.errors import ConfigError, DatasetError, InvalidImage, InvalidRequest, OnTheFlyError
 from protocol.messages import AdaptJob, ImageGenerationRequest
@@ -46,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("up", help="broker, generator and trainer on this machine, from one settings file")
     _settings(command, required=True)
     command.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside and start anew")
-    command.set_defaults(run=lambda o: machine.up(o.config, o.set, fresh=o.fresh))
+    command.add_argument("--replicas", type=int, help="generators to start (default: agent.replicas, 1)")
+    command.set_defaults(run=_up)
 
     for name, module, text in (
         ("serve", "generator_service", "a generator service"),
@@ -56,17 +62,23 @@ def _parser() -> argparse.ArgumentParser:
         _settings(command)
         if name == "train":
             command.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside")
+            command.add_argument("--processes", type=_positive(int), help="that train it together (default: one)")
         command.set_defaults(run=_become, module=module)
 
-    command = commands.add_parser("adapt", help="fine-tune a running service on its dataset")
+    told = "With --config instead of a name: what its table [agent.adapt] says, unless that was done before."
+    command = commands.add_parser("adapt", help="fine-tune a running service on its dataset", epilog=told)
     _service(command)
-    command.add_argument("name", help="of the weight set that results")
+    command.add_argument("name", nargs="?", help="of the weight set that results")
+    _settings(command)
     command.add_argument("--base", help="weights to start from (default: the service's checkpoint)")
     for field, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("seed", int)):
         default = AdaptJob.model_fields[field.replace("-", "_")].default
-        command.add_argument(f"--{field}", type=kind, default=default, help=f"(default: {default})")
+        command.add_argument(f"--{field}", type=kind, help=f"(default: {default})")
     command.add_argument("--activate", action="store_true", help="serve with the result when it is ready")
     command.set_defaults(run=_adapt)
+
+    _size_command(commands)
+    _dead_commands(commands)
 
     command = commands.add_parser("generate", help="images from a running service")
     _service(command)
@@ -81,6 +93,45 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("."), help="folder for the PNG files")
     command.set_defaults(run=_generate)
     return parser
+
+
+def _size_command(commands: Any) -> None:
+    command = commands.add_parser("size", help="how many generators a trainer needs, from measured numbers")
+    command.add_argument("--samples", type=_positive(int), required=True, help="that an iteration asks for: k * m")
+    command.add_argument(
+        "--train-seconds", type=_positive(float), required=True, help="of an iteration, without waiting"
+    )
+    command.add_argument("--rate", type=_positive(float), required=True, help="samples a second of one generator")
+    command.add_argument("--replicas", type=_positive(int), help="also say what so many would do")
+    command.set_defaults(run=_size)
+
+
+def _dead_commands(commands: Any) -> None:
+    subject = commands.add_parser("dead", help="work units that failed for good: list, retry or drop them")
+    actions = subject.add_subparsers(required=True, metavar="ACTION")
+    command = actions.add_parser("list", help="the newest first")
+    command.add_argument("--limit", type=int, default=20, help="how many (default: %(default)s)")
+    _service(command)
+    command.set_defaults(run=_list_dead)
+    for action, text in (("retry", "put their work on the queue anew"), ("drop", "throw them away")):
+        command = actions.add_parser(action, help=text)
+        command.add_argument("ids", nargs="*", metavar="ID", help="as `onthefly dead list` tells them")
+        command.add_argument("--all", action="store_true", help="every one that there is now")
+        _service(command)
+        command.set_defaults(run=_treat_dead, action=action)
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A number above 0; what is none raises ValueError, which argparse tells."""
+
+    def positive(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < math.inf:
+            raise ValueError
+        return number
+
+    positive.__name__ = f"positive {kind.__name__}"
+    return positive
 
 
 def _seed(text: str) -> int:
@@ -100,8 +151,10 @@ def _service(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (default: %(default)s)")
 
 
-def _client(options: argparse.Namespace) -> GeneratorClient:
-    return GeneratorClient(options.url, api_key=os.environ.get("ONTHEFLY_API_KEY"), timeout=600.0)
+def _client(options: argparse.Namespace, *, admin: bool = False) -> GeneratorClient:
+    """`admin`: for what is an administrator's to do, where the service tells one from its users."""
+    key = (os.environ.get("ONTHEFLY_ADMIN_KEY") if admin else None) or os.environ.get("ONTHEFLY_API_KEY")
+    return GeneratorClient(options.url, api_key=key, timeout=600.0)
 
 
 def _checked(message: type[Body], **fields: Any) -> Body:
@@ -113,29 +166,71 @@ def _checked(message: type[Body], **fields: Any) -> Body:
         raise InvalidRequest(f"{first['loc'][0]}: {first['msg']} (it is {first['input']!r})") from error
 
 
+def _up(options: argparse.Namespace) -> int:
+    replicas = [] if options.replicas is None else [f"agent.replicas={options.replicas}"]
+    return machine.up(options.config, [*options.set, *replicas], fresh=options.fresh)
+
+
 def _become(options: argparse.Namespace) -> int:
     """Turn into a process of ours, which then gets every signal itself."""
-    command = [sys.executable, "-m", options.module]
+    command = ["-m", options.module]
     command += ["--config", str(options.config)] if options.config else []
     command += [part for override in options.set for part in ("--set", override)]
+    if processes := getattr(options, "processes", None):
+        if status := subprocess.run([sys.executable, *command, "--check"]).returncode:
+            return status  # said once, not by every process
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
     command += ["--fresh"] if getattr(options, "fresh", False) else []
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    job = _checked(
-        AdaptJob,
-        name=options.name,
-        base=options.base,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-        activate=options.activate,
-        again=True,
-    )
-    with _client(options) as client:
+    job = _adaptation(options)
+    if job is None:
+        print(f"{options.config} has no table [agent.adapt]: nothing to do")
+        return 0
+    with _client(options, admin=True) as client:
         machine.adapt(client, job)
+    return 0
+
+
+def _adaptation(options: argparse.Namespace) -> AdaptJob | None:
+    """From the arguments, or from the settings; None when those have none."""
+    given = {name: getattr(options, name) for name in ("name", "base", "steps", "batch_size", "learning_rate", "seed")}
+    given |= {"activate": options.activate or None}
+    if options.config is None:
+        if options.name is None or options.set:
+            raise InvalidRequest("say the NAME of the weights that result, or --config FILE with a table [agent.adapt]")
+        return _checked(AdaptJob, **given, again=True)
+    if unused := [name for name, value in given.items() if value is not None]:
+        raise InvalidRequest(f"with --config, write --set agent.adapt.{unused[0]}=... instead", param=unused[0])
+    settings = config.load(options.config, options.set)
+    config.check_tables(settings, config.TABLES)
+    return config.section(settings, "agent", AgentConfig).adapt
+
+
+def _list_dead(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        dead_letters.show(client, options.limit)
+    return 0
+
+
+def _treat_dead(options: argparse.Namespace) -> int:
+    if options.all == bool(options.ids):
+        raise InvalidRequest(f"say which: onthefly dead {options.action} ID..., or --all")
+    with _client(options, admin=True) as client:
+        act = client.retry_dead_letter if options.action == "retry" else client.drop_dead_letter
+        return dead_letters.treat(client, options.ids, act)
+
+
+def _size(options: argparse.Namespace) -> int:
+    load = Load(options.samples, options.train_seconds, options.rate)
+    needed = load.replicas()
+    print(f"generators that the trainer never waits for: {needed}")
+    for replicas in sorted({1, needed, options.replicas or needed}):
+        took = f"async {load.async_s(replicas):.1f} s, sync {load.sync_s(replicas):.1f} s"
+        waits = 1 - load.train_s / load.async_s(replicas)
+        print(f"an iteration with {replicas}: {took}; async, the trainer waits {waits:.0%} of it")
     return 0
 
 

@@ -118,11 +118,12 @@ def _train(out: Path, seed: int, chosen: dict[str, list[str]]) -> int:
         agent = config.section(config.load(recipe), "agent", AgentConfig)
         assert agent.adapt is not None
         machine.console.rule("adapting the generator: from letters to digits")
-        machine.adapt(running.client, agent.adapt)
+        running.adapt(agent.adapt)
         for name, changes in chosen.items():
             machine.console.rule(f"training: {name}")
             settings = (f'trainer.run="{name}"', *changes)
-            status = running.train("--fresh", *(part for setting in settings for part in ("--set", setting))).wait()
+            arguments = [part for setting in settings for part in ("--set", setting)]
+            status = running.train(*arguments, fresh=True).wait()
             if status != 0:
                 return status
     return 0

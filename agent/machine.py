@@ -1,36 +1,47 @@
-"""One machine, whole: broker, generator and trainer, started from one settings file."""
+"""One machine, whole: broker, generators and trainer, started from one settings file and kept alive."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agent.settings import AgentConfig
-from agent.supervisor import Child, Supervisor
+from agent.supervisor import Child, Supervisor, job_is_over, service_is_over
 from protocol import config
 from protocol.broker import URL_VARIABLE, open_broker
 from protocol.bus import QueueConfig
 from protocol.client import GeneratorClient
-from protocol.errors import ConfigError, GenerationFailed, Retryable, ServiceUnreachable, from_problem
+from protocol.errors import (
+    ConfigError,
+    GenerationFailed,
+    NotReady,
+    Retryable,
+    ServiceUnreachable,
+    UnknownJob,
+    from_problem,
+)
 from protocol.messages import AdaptJob, Job, JobRequest
 
-START_S = 120.0  # for the generator to load its model and make a first image
+START_S = 120.0  # for a generator to load its model and make a first image
+ADAPTATIONS = 3  # begun before it is given up, each time because the generator died
+HOST, PORT, SAMPLES_DIR = "127.0.0.1", 8000, "runs/generator/samples"  # the generator's own defaults
 console = Console(stderr=True)
 
 
 class Machine:
-    """Broker and generator of a run, up and ready; trainers are started on it.
+    """Broker and generators of a run, up and ready; trainers are started on it.
 
     Args:
-        client: talks to the generator.
+        client: talks to the generators.
         arguments: the settings as the command line of every child.
     """
 
@@ -38,37 +49,71 @@ class Machine:
         self, supervisor: Supervisor, client: GeneratorClient, arguments: list[str], environment: dict[str, str]
     ):
         self.client = client
+        self._generators = list(supervisor.children)
         self._supervisor, self._arguments, self._environment = supervisor, arguments, environment
 
-    def train(self, *extra: str) -> Child:
-        """Start a trainer with these arguments added."""
-        return self._supervisor.start("trainer", "trainer", [*self._arguments, *extra], self._environment)
+    def adapt(self, job: AdaptJob) -> None:
+        """Adapt a generator and wait for it; begin again when it dies meanwhile. Raises as `follow`."""
+        for left in reversed(range(ADAPTATIONS)):
+            try:
+                adapt(self.client, job)
+                return
+            except (ServiceUnreachable, NotReady, UnknownJob) as error:
+                if not left or all(generator.ended for generator in self._generators):
+                    raise
+                console.print(f"the adaptation is begun again: {error}")
+                self.client.wait_ready(START_S)
+
+    def train(self, *extra: str, fresh: bool = False) -> Child:
+        """Start a trainer with these arguments added.
+
+        Args:
+            fresh: set an earlier run aside first: once, not at every new start of the trainer.
+
+        Raises:
+            ConfigError: it could not be set aside; the trainer has said why.
+        """
+        arguments = [*self._arguments, *extra]
+        if fresh and subprocess.run([sys.executable, "-m", "trainer", "--set-aside", *arguments]).returncode:
+            raise ConfigError("the earlier run was not set aside: the message above says why")
+        trainer = self._supervisor.start("trainer", "trainer", arguments, self._environment)
+        trainer.keep(job_is_over)
+        return trainer
 
 
 @contextmanager
 def machine(path: Path | None, overrides: Sequence[str]) -> Iterator[Machine]:
-    """Start broker and generator and wait until an image can be made; everything is stopped at the end.
+    """Start broker and generators and wait until images can be made; everything is stopped at the end.
 
     Raises:
-        ConfigError: the settings are wrong. ServiceUnreachable: the generator did not come up; its log says why.
+        ConfigError: the settings are wrong. ServiceUnreachable: a generator did not come up; its log says why.
     """
     settings = config.load(path, overrides)
     config.check_tables(settings, config.TABLES)
-    config.section(settings, "agent", AgentConfig)  # fail before anything is started
+    agent = config.section(settings, "agent", AgentConfig)  # fail before anything is started
     broker = config.section(settings, "broker", QueueConfig)
-    host, port = _address(settings.get("generator", {}))
-    url = f"http://{host}:{port}"
-    arguments = _arguments(path, [*overrides, f"generator.port={port}", f'trainer.service.url="{url}"'])
+    table = settings.get("generator", {})
+    host, ports = _addresses(table, agent.replicas)
+    urls = [f"http://{host}:{port}" for port in ports]
+    overrides = [*overrides, f"trainer.service.url={json.dumps(urls)}"]
     with open_broker(broker) as broker_url, Supervisor() as supervisor:
-        threads = str(max(1, (os.cpu_count() or 2) // 2))  # two processes share the cores; spinning threads would fight
-        key = settings.get("generator", {}).get("api_key") or os.environ.get("ONTHEFLY_API_KEY")
+        # every process has its share of the cores; spinning threads would fight
+        threads = str(max(1, (os.cpu_count() or 2) // (agent.replicas + 1)))
+        key = table.get("api_key") or os.environ.get("ONTHEFLY_API_KEY")
         environment = {URL_VARIABLE: broker_url, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-        generator = supervisor.start("generator", "generator_service", arguments, environment)
+        for index, port in enumerate(ports):
+            own = _arguments(path, [*overrides, f"generator.port={port}", *_own_folder(table, index)])
+            name = f"generator {index + 1}" if len(ports) > 1 else "generator"
+            supervisor.start(name, "generator_service", own, environment)
         if key:
             environment["ONTHEFLY_API_KEY"] = key
-        with GeneratorClient(url, api_key=key) as client:
-            _wait_ready(client, generator)
-            yield Machine(supervisor, client, arguments, environment)
+        for generator, url in zip(supervisor.children, urls, strict=True):
+            with GeneratorClient(url, api_key=key) as client:
+                _wait_ready(client, generator)
+            generator.keep(service_is_over)
+        admin = table.get("admin_key") or os.environ.get("ONTHEFLY_ADMIN_KEY") or key  # adapts and activates
+        with GeneratorClient(urls, api_key=admin) as client:
+            yield Machine(supervisor, client, _arguments(path, overrides), environment)
 
 
 def _arguments(path: Path | None, overrides: Sequence[str]) -> list[str]:
@@ -77,29 +122,36 @@ def _arguments(path: Path | None, overrides: Sequence[str]) -> list[str]:
     return arguments + [part for override in overrides for part in ("--set", override)]
 
 
-def _address(table: dict) -> tuple[str, int]:
-    """Where the generator listens; port 0 becomes a free one."""
-    host, port = table.get("host", "127.0.0.1"), table.get("port", 8000)
-    if port == 0:
+def _addresses(table: dict, replicas: int) -> tuple[str, list[int]]:
+    """Where the generators listen: consecutive ports, or free ones for port 0."""
+    host, port = table.get("host", HOST), table.get("port", PORT)
+    if port:
+        return host, [port + index for index in range(replicas)]
+    with ExitStack() as probes:  # all open at a time, so that no port comes twice
         try:
-            with socket.create_server((host, 0)) as probe:
-                port = probe.getsockname()[1]
+            opened = [probes.enter_context(socket.create_server((host, 0))) for _ in range(replicas)]
         except OSError as error:
             raise ConfigError(f"cannot listen on generator.host = {host!r}: {error}", param="generator.host") from error
-    return host, port
+        return host, [probe.getsockname()[1] for probe in opened]
+
+
+def _own_folder(table: dict, index: int) -> list[str]:
+    """Each replica has its samples_dir: the first one the setting's, the others one beside it."""
+    folder = f"{table.get('samples_dir', SAMPLES_DIR)}-{index + 1}"
+    return [f"generator.samples_dir={json.dumps(folder)}"] if index else []
 
 
 def _wait_ready(client: GeneratorClient, generator: Child) -> None:
     with console.status("the generator is loading its model"):
         for _ in range(int(START_S)):
             if not generator.running:
-                raise ServiceUnreachable("the generator stopped while it was starting: its log above says why")
+                raise ServiceUnreachable(f"the {generator.name} stopped while it was starting: its log above says why")
             try:
                 client.wait_ready(timeout_s=1.0)
                 return
             except Retryable:
                 continue
-    raise ServiceUnreachable(f"the generator was not ready within {START_S:.0f} s: its log above says why")
+    raise ServiceUnreachable(f"the {generator.name} was not ready within {START_S:.0f} s: its log above says why")
 
 
 def adapt(client: GeneratorClient, job: AdaptJob) -> None:
@@ -145,5 +197,5 @@ def up(path: Path, overrides: Sequence[str], *, fresh: bool) -> int:
         return status
     with machine(path, overrides) as running:
         if agent.adapt is not None:
-            adapt(running.client, agent.adapt)
-        return running.train(*(["--fresh"] if fresh else [])).wait()
+            running.adapt(agent.adapt)
+        return running.train(fresh=fresh).wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import socket
 import sys
 import threading
@@ -19,11 +20,13 @@ from types import FrameType
 import uvicorn
 
 from agent.settings import AgentConfig
+from generator_service.access import Access
 from generator_service.allocator import keep_freed_memory
 from generator_service.app import create_app
+from generator_service.connections import bounded
 from generator_service.service import Service
 from generator_service.settings import GeneratorConfig
-from protocol import config, logs, parent
+from protocol import config, logs, parent, tracing
 from protocol.bus import QueueConfig
 from protocol.errors import ConfigError, DatasetError, OnTheFlyError
 
@@ -36,8 +39,17 @@ class Server(uvicorn.Server):
     """Stops the service when a signal asks for it, so that streams and waiting requests end by themselves."""
 
     def __init__(self, service: Service):
+        limits = service.config.limits
         super().__init__(
-            uvicorn.Config(create_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S)
+            uvicorn.Config(
+                create_app(service),
+                http=bounded(limits.connections, limits.head_s),
+                ws="none",
+                timeout_keep_alive=math.ceil(limits.idle_s),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=DRAIN_S,
+            )
         )
         self._service = service
 
@@ -52,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve; returns the exit status: 0 stopped, 1 the model failed to load, 2 settings or data are wrong."""
     options = _parser().parse_args(arguments)
     logs.setup("generator")
+    tracing.setup("generator")
     keep_freed_memory()
     if options.exit_with_parent:
         parent.exit_with_parent()
@@ -81,6 +94,7 @@ def _service(path: Path | None, overrides: Sequence[str]) -> tuple[Service, tupl
     generator = config.section(settings, "generator", GeneratorConfig)
     agent = config.section(settings, "agent", AgentConfig)
     queue = config.section(settings, "broker", QueueConfig)
+    Access(generator).check_address(generator.host)
     service = Service(generator, agent, queue)
     resolved = {"generator": generator, "agent": agent, "broker": queue}
     config.write_resolved(resolved, generator.samples_dir / "settings.toml")

@@ -7,13 +7,16 @@ row. Two lanes, synchronous requests and queued work units, take turns when both
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from generator_service.backends.interface import OnStep, Row, Sampling, WeightSet
+from protocol import logs, tracing
+from protocol.errors import QueueFull
 from protocol.messages import WeightsRef
 
 Lane = Literal["request", "queue"]
@@ -45,9 +48,12 @@ class Generation:
     sampling: Sampling
     rows: list[Row]
     lane: Lane = "request"
+    owner: str = ""  # whose request it is; "": work of the queue
     alone: bool = False  # never merged with others and never split, so that its pixels are reproducible to the bit
     on_step: OnStep = lambda done, total: None  # called from the compute thread
     future: Future[Generated] = field(default_factory=Future)
+    origin: str | None = field(default_factory=tracing.traceparent)  # of the span that wants it
+    about: Mapping[str, Any] = field(default_factory=logs.current)  # fields of its caller's log lines
 
     # bookkeeping of the batcher and the engine
     arrived: float = 0.0
@@ -70,10 +76,16 @@ class Batch:
     """Rows to denoise together: slices of generations, in order."""
 
     parts: list[tuple[Generation, slice]]
+    taken: float  # when, on the clock of `Generation.arrived`
 
     @property
     def rows(self) -> list[Row]:
         return [row for generation, part in self.parts for row in generation.rows[part]]
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What its log lines name: its first caller."""
+        return self.parts[0][0].about
 
     @property
     def generations(self) -> list[Generation]:
@@ -98,6 +110,14 @@ class Batcher:
         generation.arrived = now
         self._lanes[generation.lane].append(generation)
 
+    def check_room(self, generation: Generation, of_all: int, of_owner: int) -> None:
+        """Raises QueueFull: with its rows, more than `of_all` would wait in its lane, or more than `of_owner` of its
+        owner's."""
+        for whose, owner, limit in (("", None, of_all), ("of yours ", generation.owner, of_owner)):
+            waiting = self.waiting_rows(generation.lane, owner)
+            if waiting + len(generation.rows) > limit:
+                raise QueueFull(f"{waiting} images {whose}wait already and at most {limit} may: try again in a moment")
+
     def remove(self, generation: Generation) -> None:
         """Forget the rows of a generation that still wait, if any."""
         lane = self._lanes[generation.lane]
@@ -111,8 +131,10 @@ class Batcher:
             lane.clear()
         return waiting
 
-    def waiting_rows(self, lane: Lane) -> int:
-        return sum(len(generation.rows) - generation.taken for generation in self._lanes[lane])
+    def waiting_rows(self, lane: Lane, owner: str | None = None) -> int:
+        """Of one owner; None: of all."""
+        waiting = (g for g in self._lanes[lane] if owner in (None, g.owner))
+        return sum(len(generation.rows) - generation.taken for generation in waiting)
 
     def batch_ended(self, now: float) -> None:
         """The window counts from here too: callers that were just answered may have more, and batches stay full."""
@@ -125,7 +147,7 @@ class Batcher:
                 if self._size(lead) >= self._max_batch or self._ripe(lead) <= now:
                     self._order.remove(lane)
                     self._order.append(lane)
-                    return self._merge(lead)
+                    return self._merge(lead, now)
         return None
 
     def due(self) -> float | None:
@@ -153,7 +175,7 @@ class Batcher:
     def _size(self, lead: Generation) -> int:
         return sum(len(mate.rows) - mate.taken for mate in self._mates(lead))
 
-    def _merge(self, lead: Generation) -> Batch:
+    def _merge(self, lead: Generation, now: float) -> Batch:
         parts, room = [], len(lead.rows) if lead.alone else self._max_batch
         for mate in self._mates(lead):
             count = min(room, len(mate.rows) - mate.taken)
@@ -164,4 +186,4 @@ class Batcher:
             room -= count
             if mate.taken == len(mate.rows):
                 self._lanes[mate.lane].remove(mate)
-        return Batch(parts)
+        return Batch(parts, now)

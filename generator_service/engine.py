@@ -24,7 +24,7 @@ import numpy as np
 from generator_service.backends.interface import Backend, Progress, Row, Sampling, WeightSet
 from generator_service.batching import Batch, Batcher, Generated, Generation
 from generator_service.boundary import guard
-from protocol.errors import Cancelled, NotReady, OnTheFlyError, QueueFull
+from protocol.errors import Cancelled, NotReady, OnTheFlyError
 
 log = logging.getLogger(__name__)
 STOPPED = "the service is shutting down: try another replica"
@@ -33,7 +33,7 @@ STOPPED = "the service is shutting down: try another replica"
 class EngineMetrics(Protocol):
     """What the engine reports of its work."""
 
-    def batch_done(self, rows: int, seconds: float) -> None: ...
+    def batch_done(self, batch: Batch, started: float, finished: float) -> None: ...
 
     def adaptation_step(self, loss: float) -> None: ...
 
@@ -65,6 +65,7 @@ class Engine:
         max_batch: int,
         window_s: float,
         max_waiting_rows: int,
+        max_own_rows: int | None = None,
     ):
         """
         Args:
@@ -73,9 +74,11 @@ class Engine:
             max_batch: rows in a merged batch.
             window_s: how long a batch that is not full waits for more rows.
             max_waiting_rows: rows of requests that may wait; more raise QueueFull.
+            max_own_rows: of them, rows of one owner; None: all.
         """
         self._prepare, self._verify, self._metrics = prepare, verify, metrics
         self._max_waiting_rows = max_waiting_rows
+        self._max_own_rows = max_waiting_rows if max_own_rows is None else max_own_rows
         self._batcher = Batcher(max_batch, window_s)
         self._adaptations: deque[AdaptationRun] = deque()
         self._loads: deque[tuple[WeightSet, Future[None]]] = deque()
@@ -118,11 +121,8 @@ class Engine:
     def submit(self, generation: Generation) -> Future[Generated]:
         """Queue rows. Raises QueueFull (requests only: work units are bounded by who feeds them) and NotReady."""
         with self._accepting():
-            waiting = self._batcher.waiting_rows("request")
-            if generation.lane == "request" and waiting + len(generation.rows) > self._max_waiting_rows:
-                raise QueueFull(
-                    f"{waiting} images wait already and at most {self._max_waiting_rows} may: try again in a moment"
-                )
+            if generation.lane == "request":
+                self._batcher.check_room(generation, self._max_waiting_rows, self._max_own_rows)
             self._batcher.add(generation, time.monotonic())
             self._wake.notify()
         return generation.future
@@ -191,7 +191,7 @@ class Engine:
                 if not owes_step and (batch := self._batcher.take(now)):
                     self._owes_step = True
                     self._running = batch.generations
-                    return partial(guard, partial(self._denoise, batch), partial(self._fail, batch))
+                    return partial(guard, partial(self._denoise, batch), partial(self._fail, batch), batch.about)
                 if self._adaptations:
                     self._owes_step = False
                     run = next((run for run in self._adaptations if run.cancelled), self._adaptations[0])
@@ -227,7 +227,7 @@ class Engine:
         images = self._backend.generate(lead.weights, rows, lead.sampling, partial(self._after_step, batch))
         finished = time.time()
         assert len(images) == len(rows), f"{len(images)} images for {len(rows)} rows"
-        self._metrics.batch_done(len(rows), finished - started)
+        self._metrics.batch_done(batch, started, finished)
         with self._wake:
             self._running = []
             self._batcher.batch_ended(time.monotonic())

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.planner import PlannerConfig, plan
+from generator_service import access
+from generator_service.feedback_quota import FeedbackQuota
 from generator_service.real_images import resized
 from generator_service.weights import WeightStore
-from protocol import codec
+from protocol import codec, logs, tracing
 from protocol.bus import Bus
 from protocol.dataset import Dataset
 from protocol.entries import WorkRow, WorkUnit
@@ -27,6 +29,7 @@ class FeedbackDesk:
     dataset: Dataset | None
     native_size: tuple[int, int]  # (height, width) that init images sent with the feedback get
     max_pixels: int  # of an image sent with the feedback
+    quota: FeedbackQuota
 
     def accept(self, feedback: Feedback) -> FeedbackAccepted:
         """Publish all of a feedback's units, or none; asking again gives the first reply.
@@ -34,10 +37,14 @@ class FeedbackDesk:
         Raises:
             UnknownClass, UnknownSource, InvalidRequest, InvalidImage, UnknownWeights: the feedback is wrong.
             IdempotencyConflict: another feedback came for this run and iteration.
-            QueueFull, BrokerUnavailable: ask again later.
+            QueueFull, BrokerUnavailable: ask again later; the queue is full, or has enough of this caller's work.
         """
         if self.bus is None:
             raise BrokerUnavailable("this service has no broker: set broker.url to the one the trainer uses")
+        with logs.fields(run=feedback.run, feedback=feedback.feedback), tracing.span("plan"):
+            return self._plan(self.bus, feedback)
+
+    def _plan(self, bus: Bus, feedback: Feedback) -> FeedbackAccepted:
         weights = self.weights.resolve(feedback.model)
         self._check_labels(feedback)
         units = plan(feedback, self.config, weights.ref, weights.classes, self._known)
@@ -49,14 +56,12 @@ class FeedbackDesk:
             weights=weights.ref,
         )
         blobs = self._init_blobs(feedback, units)
-        units = [
-            unit.model_copy(update={"init_blob": self.bus.blob_ref(f"init.{unit.id}", blobs[unit.id])})
-            if unit.id in blobs
-            else unit
-            for unit in units
-        ]
+        asked_by = {"request_id": logs.current().get("request_id"), "traceparent": tracing.traceparent()}
+        init = {unit_id: {"init_blob": bus.blob_ref(f"init.{unit_id}", data)} for unit_id, data in blobs.items()}
+        units = [unit.model_copy(update=asked_by | init.get(unit.id, {})) for unit in units]
         named = {f"init.{unit_id}": data for unit_id, data in blobs.items()}
-        return self.bus.publish_plan(feedback.run, feedback.feedback, feedback.fingerprint(), units, named, reply)
+        self.quota.take(access.current().name, feedback.run, feedback.feedback, [unit.id for unit in units])
+        return bus.publish_plan(feedback.run, feedback.feedback, feedback.fingerprint(), units, named, reply)
 
     def _known(self, sample_id: str) -> bool:
         return self.dataset is not None and sample_id in self.dataset

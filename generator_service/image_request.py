@@ -10,9 +10,11 @@ import secrets
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from generator_service.backends.interface import Row, Sampling, WeightSet
+from generator_service.real_images import resized
 from protocol.codec import image_from_base64
 from protocol.errors import InvalidRequest, UnknownClass, UnsupportedField
 from protocol.messages import Guidance, ImageGenerationRequest, Scheduler, Steps, Unit
@@ -43,6 +45,7 @@ class ImageOrder:
     rows: list[Row]
     label: int | None
     class_name: str | None
+    base_url: str  # of links in the reply
 
 
 def order(
@@ -51,12 +54,13 @@ def order(
     conditioning: str,
     native_size: tuple[int, int],
     defaults: ImageDefaults,
+    base_url: str = "",
 ) -> ImageOrder:
     """Check a request against what the weights can do.
 
     Args:
         conditioning: "class" or "text".
-        native_size: (height, width) that the backend makes.
+        native_size: (height, width) that the backend makes; init images get it at once, for orders wait in memory.
 
     Raises:
         UnsupportedField, UnknownClass, InvalidImage, InvalidRequest: `param` names the field.
@@ -68,7 +72,7 @@ def order(
         raise UnsupportedField(
             "weights conditioned on classes take no negative prompt: leave negative_prompt out", param="negative_prompt"
         )
-    image, strength = _init_image(request, defaults)
+    image, strength = _init_image(request, native_size, defaults)
     count = request.n or 1
     seed = request.seed if request.seed is not None else secrets.randbelow(2**53)  # exact in a JSON number
     if seed + count - 1 > MAX_SEED:
@@ -92,7 +96,8 @@ def order(
         guided=guidance > 1.0,
     )
     class_name = weights.classes[label] if label is not None else None
-    return ImageOrder(request, weights, sampling, rows, label, class_name)
+    request = request.model_copy(update={"image": None})
+    return ImageOrder(request, weights, sampling, rows, label, class_name, base_url)
 
 
 def _check_openai_fields(request: ImageGenerationRequest) -> None:
@@ -126,13 +131,15 @@ def _check_size(size: str | None, native_size: tuple[int, int]) -> None:
     raise UnsupportedField(f"these weights make {width}x{height} images only: use that, or no size", param="size")
 
 
-def _init_image(request: ImageGenerationRequest, defaults: ImageDefaults):
+def _init_image(
+    request: ImageGenerationRequest, native_size: tuple[int, int], defaults: ImageDefaults
+) -> tuple[np.ndarray | None, float]:
     """(uint8 image or None, strength). Without an image the strength is 1: from noise."""
     if request.image is None:
         if request.strength is not None:
             raise InvalidRequest("strength says how far to leave the init image: send image too", param="strength")
         return None, 1.0
-    image = image_from_base64(request.image, max_pixels=defaults.max_pixels)
+    image = resized(image_from_base64(request.image, max_pixels=defaults.max_pixels), native_size)
     return image, request.strength if request.strength is not None else defaults.strength
 
 

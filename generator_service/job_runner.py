@@ -6,12 +6,14 @@ Knows nothing of HTTP.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 
 import numpy as np
 
-from generator_service import registry
+from generator_service import access, registry
 from generator_service.backends.interface import WeightSet
 from generator_service.batching import Generation
 from generator_service.boundary import guard
@@ -35,15 +37,17 @@ class JobRunner:
         real: RealImages | None,
         classes: list[str],
         max_unfinished: int,
+        activate: Callable[[WeightSet], None],
     ):
         """
         Args:
             real: what adaptations learn from; None: no dataset is mounted.
             classes: of the dataset; empty without one.
             max_unfinished: as in `jobs`, one thread each.
+            activate: what to do with weights that are to serve from now on.
         """
         self._jobs, self._engine, self._weights, self._recorder = jobs, engine, weights, recorder
-        self._real, self._classes = real, classes
+        self._real, self._classes, self._activate = real, classes, activate
         self._threads = ThreadPoolExecutor(max_unfinished, thread_name_prefix="job")
 
     def close(self) -> None:
@@ -54,15 +58,17 @@ class JobRunner:
 
     def generate(self, order: ImageOrder) -> JobRecord:
         """Raises QueueFull and NotReady."""
-        record = self._jobs.create("generate", order.sampling.steps)
-        generation = Generation(order.weights, order.sampling, order.rows, on_step=record.progress)
+        owner = access.current().name
+        record = self._jobs.create("generate", order.sampling.steps, owner)
+        generation = Generation(order.weights, order.sampling, order.rows, owner=owner, on_step=record.progress)
         record.on_cancel(partial(self._engine.cancel, generation))
         try:
             self._engine.submit(generation)
         except BaseException:
             self._jobs.discard(record)
             raise
-        self._threads.submit(guard, partial(self._finish_generation, record, order, generation), record.fail)
+        finish = partial(self._finish_generation, record, order, generation)
+        self._threads.submit(copy_context().run, guard, finish, record.fail)
         return record
 
     def _finish_generation(self, record: JobRecord, order: ImageOrder, generation: Generation) -> None:
@@ -78,8 +84,8 @@ class JobRunner:
         self._weights.check_name(job.name)
         if self._real is None:
             raise InvalidRequest("an adaptation needs images: set generator.dataset.root", param="method")
-        record = self._jobs.create("adapt", job.steps)
-        self._threads.submit(guard, partial(self._adapt, record, job, base), record.fail)
+        record = self._jobs.create("adapt", job.steps, access.current().name)
+        self._threads.submit(copy_context().run, guard, partial(self._adapt, record, job, base), record.fail)
         return record
 
     def _adapt(self, record: JobRecord, job: AdaptJob, base: WeightSet) -> None:
@@ -87,7 +93,7 @@ class JobRunner:
         made = None if job.again else self._weights.find(job.name, recipe)
         made = made or self._make(record, job, base, recipe)
         if job.activate:
-            self.activate(made)
+            self._activate(made)
         record.succeed(info(made, self._weights.active().ref).model_dump(mode="json"))
 
     def _recipe(self, job: AdaptJob, base: WeightSet) -> str:
@@ -114,8 +120,3 @@ class JobRunner:
             record.on_cancel(partial(self._engine.cancel_adaptation, run))
             kind, metadata = future.result()
             return self._weights.publish(folder, job.name, base, kind, self._classes, {**metadata, "recipe": recipe})
-
-    def activate(self, weights: WeightSet) -> None:
-        """Hot swap: verified and resident between batches, then for requests that name none. Raises WeightsCorrupt."""
-        self._engine.load(weights).result()
-        self._weights.activate(weights)

@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from protocol.errors import Cancelled, OnTheFlyError, QueueFull, UnknownJob
+from protocol.errors import Cancelled, Forbidden, InvalidRequest, OnTheFlyError, QueueFull, UnknownJob
 from protocol.messages import Job, JobEvent, JobStatus
 
 FINISHED = ("succeeded", "failed", "cancelled")
@@ -23,7 +23,9 @@ FINISHED = ("succeeded", "failed", "cancelled")
 class JobRecord:
     """One job and its event log. Thread-safe."""
 
-    def __init__(self, kind: str, steps: int | None, max_events: int):
+    def __init__(self, kind: str, steps: int | None, max_events: int, owner: str):
+        self.owner = owner
+        self.size = 0  # bytes of its result
         self._lock = threading.Lock()
         self._job = Job(id=uuid.uuid4().hex, type=kind, status="queued", created=time.time(), steps=steps)
         self._events: deque[JobEvent] = deque(maxlen=max_events)
@@ -75,10 +77,16 @@ class JobRecord:
             if self.finished:
                 return
             self._update(status=status, finished=time.time(), **outcome)
+            self.size = len(self._job.model_dump_json())
             self._log("end", self._job.model_dump(mode="json"))
             self._cancel = None
 
     # ------------------------------------------------------------ read by handlers
+
+    def check_owner(self, caller: str) -> None:
+        """Raises Forbidden: it is somebody else's."""
+        if caller != self.owner:
+            raise Forbidden("this job is somebody else's: only its owner and an administrator may see or cancel it")
 
     def cancel(self) -> None:
         """Ask the runner to stop; the job ends when it did. A finished job stays as it is."""
@@ -89,8 +97,17 @@ class JobRecord:
         if first and cancel is not None:
             cancel()
 
+    def check_resume(self, after: int) -> None:
+        """Raises InvalidRequest when this job has had no event `after` yet."""
+        if after > self._seq:
+            raise InvalidRequest(
+                f"this job has had {self._seq} events so far, and no {after}: it is another job's",
+                param="Last-Event-ID",
+            )
+
     async def follow(self, after: int, keep_alive_s: float) -> AsyncIterator[JobEvent | None]:
-        """Events with seq > `after`, in order, until the end; None each `keep_alive_s` without one."""
+        """Events with seq > `after`, in order, until the end; None each `keep_alive_s` without one. Where some of them
+        are not kept any more, one of kind "skipped" says which."""
         changed = asyncio.Event()
         with self._lock:
             self._followers[changed] = asyncio.get_running_loop()
@@ -99,6 +116,8 @@ class JobRecord:
                 changed.clear()
                 with self._lock:
                     fresh = [event for event in self._events if event.seq > after]
+                if fresh and fresh[0].seq > after + 1:
+                    yield self._skipped(after + 1, fresh[0].seq - 1)
                 for event in fresh:
                     yield event
                     after = event.seq
@@ -111,6 +130,10 @@ class JobRecord:
         finally:
             with self._lock:
                 del self._followers[changed]
+
+    def _skipped(self, first: int, last: int) -> JobEvent:
+        data = {"first": first, "last": last}
+        return JobEvent(seq=last, job=self._job.id, kind="skipped", time=time.time(), data=data)
 
     # ------------------------------------------------------------ with the lock held
 
@@ -127,28 +150,50 @@ class JobRecord:
 class JobTable:
     """Jobs by id, newest last. Finished ones go when there are too many. Thread-safe."""
 
-    def __init__(self, max_jobs: int = 1000, max_unfinished: int = 100, max_events: int = 1000):
+    def __init__(
+        self,
+        max_jobs: int = 1000,
+        max_unfinished: int = 100,
+        max_events: int = 1000,
+        max_own: int | None = None,
+        max_result_bytes: int = 2**28,
+    ):
         """
         Args:
             max_jobs: jobs remembered, finished ones included.
             max_unfinished: jobs queued or running; one more raises QueueFull.
             max_events: events kept of each job, the latest ones.
+            max_own: jobs queued or running of one owner; None: all that there may be.
+            max_result_bytes: of finished jobs.
         """
         self._lock = threading.Lock()
         self._records: OrderedDict[str, JobRecord] = OrderedDict()
         self._max_jobs, self._max_unfinished, self._max_events = max_jobs, max_unfinished, max_events
+        self._max_own = max_unfinished if max_own is None else max_own
+        self._max_result_bytes = max_result_bytes
 
-    def create(self, kind: str, steps: int | None = None) -> JobRecord:
-        record = JobRecord(kind, steps, self._max_events)
+    def create(self, kind: str, steps: int | None = None, owner: str = "") -> JobRecord:
+        """Raises QueueFull. Old jobs that ended make room for the new one."""
+        record = JobRecord(kind, steps, self._max_events, owner)
         with self._lock:
-            unfinished = sum(not known.finished for known in self._records.values())
-            if unfinished >= self._max_unfinished:
-                raise QueueFull(f"{unfinished} jobs wait or run already: try again later, or cancel some")
+            unfinished = [known for known in self._records.values() if not known.finished]
+            own = sum(known.owner == owner for known in unfinished)
+            if len(unfinished) >= self._max_unfinished or own >= self._max_own:
+                raise QueueFull(
+                    f"{len(unfinished)} jobs wait or run already, {own} of them yours: try again later, or cancel some"
+                )
             self._records[record.job.id] = record
-            done = [key for key, known in self._records.items() if known.finished]
-            for key in done[: max(0, len(self._records) - self._max_jobs)]:
-                del self._records[key]
+            self._make_room()
         return record
+
+    def _make_room(self) -> None:
+        jobs, size = len(self._records), sum(record.size for record in self._records.values())
+        for key, record in list(self._records.items()):
+            if jobs <= self._max_jobs and size <= self._max_result_bytes:
+                return
+            if record.finished:
+                del self._records[key]
+                jobs, size = jobs - 1, size - record.size
 
     def get(self, job_id: str) -> JobRecord:
         """Raises UnknownJob."""

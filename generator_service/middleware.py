@@ -1,4 +1,4 @@
-"""What every HTTP request passes before its route: measuring, the API key, the body limit, idempotency keys.
+"""What every HTTP request passes before its route: the API key, its owner's rate, the body limits, idempotency keys.
 
 Plain ASGI, so that a handler still sees its client disconnect. Knows nothing of what the routes do.
 """
@@ -6,97 +6,95 @@ Plain ASGI, so that a handler still sees its client disconnect. Knows nothing of
 from __future__ import annotations
 
 import asyncio
-import hmac
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from generator_service import access
+from generator_service.access import Access
 from generator_service.idempotency import IdempotencyStore, Reply
+from generator_service.limits import Bodies, RateLimit
 from generator_service.problems import problem_response
-from generator_service.telemetry import Telemetry
-from protocol.errors import BodyTooLarge, InvalidRequest, OnTheFlyError, Unauthorized
+from protocol import logs
+from protocol.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, OnTheFlyError, Overloaded
 
-OPEN_PATHS = ("/livez", "/readyz")
+FEEDBACK = "/v1/feedback"
 MAX_DRAIN = 8  # a refused body is read on to this many times the limit, so that its sender reads the reply
 MAX_KEY = 255
 
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
+class Authorized:
+    """Finds out who asks, and whether they may, and how often."""
 
-class Measured:
-    """Counts every reply by method, route template and status."""
-
-    def __init__(self, app: ASGIApp, telemetry: Telemetry):
-        self._app, self._telemetry = app, telemetry
+    def __init__(self, app: ASGIApp, access: Access, rate: RateLimit):
+        self._app, self._access, self._rate = app, access, rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")
-                method = scope["method"] if scope["method"] in METHODS else "other"  # anybody may invent one
-                self._telemetry.request_done(method, route, message["status"])
-            await send(message)
-
-        await self._app(scope, receive, counted)
-
-
-class Authorized:
-    """Asks for `Authorization: Bearer {key}`, except where a prober looks."""
-
-    def __init__(self, app: ASGIApp, api_key: str | None):
-        self._app = app
-        self._expected = None if api_key is None else f"Bearer {api_key}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._expected is not None and scope["path"] not in OPEN_PATHS:
-            given = Headers(scope=scope).get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, self._expected):
-                refused = Unauthorized("this service asks for a key: send Authorization: Bearer <key>")
-                return await problem_response(refused)(scope, receive, send)
-        await self._app(scope, receive, send)
+        try:
+            caller = self._access.caller(scope["method"], scope["path"], Headers(scope=scope))
+            if not self._access.is_open(scope["path"]):
+                self._rate.take(caller.name)
+        except OnTheFlyError as error:
+            return await problem_response(error)(scope, receive, send)
+        scope["caller"] = caller.name  # for the line in the log, which is written outside
+        with access.acting(caller), logs.fields(caller=caller.name):
+            await self._app(scope, receive, send)
 
 
 class Bounded:
-    """Reads request bodies up to a limit, by Content-Length and while they arrive."""
+    """Reads request bodies up to a limit, by Content-Length and while they arrive, in a limited time."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int):
-        self._app, self._limit = app, max_body_bytes
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_feedback_bytes: int, body_s: float, bodies: Bodies):
+        """`max_feedback_bytes`: of feedback, which may bring many images; `max_body_bytes`: of all others."""
+        self._app, self._body_s, self._bodies = app, body_s, bodies
+        self._max_body_bytes, self._max_feedback_bytes = max_body_bytes, max_feedback_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             return await self._app(scope, receive, send)
-        try:
-            body = await self._read(Headers(scope=scope).get("content-length", "0"), receive)
-        except OnTheFlyError as error:
-            return await problem_response(error, {"Connection": "close"})(scope, receive, send)
-        if body is not None:
-            await self._app(scope, _replay(body, receive), send)
+        with self._bodies.one() as keep:
+            try:
+                async with asyncio.timeout(self._body_s):
+                    body = await self._read(scope, receive, keep)
+            except TimeoutError:
+                slow = BodyTooSlow(f"the body did not arrive within {self._body_s:g} s: send it at once")
+                return await problem_response(slow, {"Connection": "close"})(scope, receive, send)
+            except OnTheFlyError as error:
+                return await problem_response(error, {"Connection": "close"})(scope, receive, send)
+            if body is not None:
+                await self._app(scope, _replay(body, receive), send)
 
-    async def _read(self, content_length: str, receive: Receive) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive, keep: Callable[[int], bool]) -> bytes | None:
         """The whole body; None when the client went away."""
+        limit, setting = self._max_body_bytes, "max_body_bytes"
+        if scope["path"] == FEEDBACK:
+            limit, setting = self._max_feedback_bytes, "max_feedback_bytes"
+        content_length = Headers(scope=scope).get("content-length", "0")
         if not content_length.isdecimal():
             raise InvalidRequest("Content-Length must be a number", param="Content-Length")
-        too_large = BodyTooLarge(
-            f"the body is larger than {self._limit} bytes: send less, or raise generator.max_body_bytes"
-        )
-        if int(content_length) > MAX_DRAIN * self._limit:
+        too_large = BodyTooLarge(f"the body is larger than {limit} bytes: send less, or raise generator.{setting}")
+        if int(content_length) > MAX_DRAIN * limit:
             raise too_large
-        chunks, size, more = [], 0, True
+        chunks, size, more, refused = [], 0, True, None
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             chunk = message.get("body", b"")
             size, more = size + len(chunk), message.get("more_body", False)
-            if size > MAX_DRAIN * self._limit:
+            if size > MAX_DRAIN * limit:
                 raise too_large
-            if size <= self._limit:
+            if size > limit:
+                refused = too_large
+            elif refused is None and not keep(len(chunk)):
+                refused = Overloaded("too many large requests at a time: try again in a moment")
+            if refused is None:
                 chunks.append(chunk)
-        if size > self._limit:
-            raise too_large
+        if refused is not None:
+            raise refused
         return b"".join(chunks)
 
 
@@ -123,7 +121,7 @@ class Idempotent:
 
         request = b"\0".join((scope["path"].encode(), scope["query_string"], body))
         try:
-            reply = await self._store.reply(key, request, run)
+            reply = await self._store.reply(f"{access.current().name}\0{key}", request, run)
         except OnTheFlyError as error:
             return await problem_response(error)(scope, receive, send)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})

@@ -11,7 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from protocol.errors import GenerationFailed, InvalidRequest, NotFound, OnTheFlyError
+from protocol import logs
+from protocol.errors import InvalidRequest, NotFound, OnTheFlyError
 
 MEDIA_TYPE = "application/problem+json"
 SHOWN_ERRORS = 5
@@ -25,7 +26,7 @@ def problem_response(error: OnTheFlyError, headers: dict[str, str] | None = None
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error.to_problem(), error.status, headers, media_type=MEDIA_TYPE)
+    return _response(error.to_problem(), error.status, headers)
 
 
 def install(app: FastAPI) -> None:
@@ -33,7 +34,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OnTheFlyError, _ours)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _framework)
-    app.add_exception_handler(Exception, _bug)
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
@@ -55,6 +55,8 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
 def _path(entry: dict[str, Any]) -> str:
     """Where in the body: "samples.3.label"."""
     inner = [str(part) for part in entry["loc"] if part not in ("body", "path", "query", "header")]
+    if len(inner) > 1 and inner[-1] in ("int", "str"):
+        inner.pop()  # which of a field's types it was compared with
     return _short(".".join(inner)) or "body"
 
 
@@ -79,9 +81,20 @@ async def _framework(request: Request, error: Exception) -> JSONResponse:
         "status": error.status_code,
         "title": HTTPStatus(error.status_code).phrase.lower(),
     }
-    return JSONResponse(problem, error.status_code, dict(error.headers or {}), media_type=MEDIA_TYPE)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers |= _allowed(request)
+    return _response(problem, error.status_code, headers)
 
 
-async def _bug(request: Request, error: Exception) -> JSONResponse:
-    """An error outside the tree is a defect of the service; the server logs its traceback."""
-    return problem_response(GenerationFailed("the service failed; its log says why"))
+def _allowed(request: Request) -> dict[str, str]:
+    """Every method of the path: the framework knows those of its first route only."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = request.app.openapi()["paths"].get(path, {})
+    return {"Allow": ", ".join(sorted(method.upper() for method in methods))} if methods else {}
+
+
+def _response(problem: dict[str, Any], status: int, headers: dict[str, str]) -> JSONResponse:
+    """A problem document that tells the request's id, by which the log has it."""
+    told = {"request_id": logs.current()["request_id"]} if "request_id" in logs.current() else {}
+    return JSONResponse(problem | told, status, headers, media_type=MEDIA_TYPE)

@@ -2,7 +2,8 @@
 
 A few threads run the same straight line, each with a connection of its own: while one unit is denoised, another is
 claimed and prepared, and a third published, so that the GPU does not wait. Each holds its unit's lease throughout. A
-unit of a run that does not take in its batches goes back to the queue's tail at once.
+unit of a run that does not take in its batches goes back to the queue's tail at once. A unit that was made is kept
+until there is room for it, on the disk and on the broker; one that is given up is there for others at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,18 +21,25 @@ from generator_service.batching import Generation
 from generator_service.boundary import guard
 from generator_service.engine import Engine
 from generator_service.results import Recorder
+from generator_service.showcase import show
+from generator_service.telemetry import Telemetry
+from generator_service.unit_watch import UnitWatch
 from generator_service.weights import WeightStore
 from protocol import codec
 from protocol.bus import Bus, Delivery
 from protocol.dataset import Dataset
 from protocol.entries import WorkRow, WorkUnit
-from protocol.errors import BlobCorrupt, Cancelled, OnTheFlyError, Retryable, UnknownClass, UnknownSource
+from protocol.errors import BlobCorrupt, Cancelled, DiskFull, OnTheFlyError, Retryable, UnknownClass, UnknownSource
+from protocol.interruption import Interruption
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 BLOCK_S = 1.0  # of a blocking claim; also how long shutdown waits for an idle thread
 JOIN_S = 10.0  # that stopping waits for the threads
-RETRY_S = 1.0  # between attempts, while the broker is away
+RETRY_S = 1.0  # between attempts, while the broker is away, or something is full
+QUIET_S = 3.0  # without a failure until that is over; longer than RETRY_S, since several threads try
 GATED_REST_S = 0.5  # after a round of nothing but units that are put back
 GATED_ROUND = 100  # units put back without a rest, at most
 
@@ -45,6 +54,7 @@ class QueueWorkers:
         weights: WeightStore,
         dataset: Dataset | None,
         recorder: Recorder,
+        telemetry: Telemetry,
         *,
         name: str,
         threads: int,
@@ -58,10 +68,10 @@ class QueueWorkers:
             deterministic: never merge a unit with others.
         """
         self._connect, self._engine, self._weights = connect, engine, weights
-        self._dataset, self._recorder, self._name = dataset, recorder, name
+        self._dataset, self._recorder, self._telemetry, self._name = dataset, recorder, telemetry, name
         self._deterministic = deterministic
         self._stop = threading.Event()
-        self._paused = threading.Event()  # the last turn failed, most likely because the broker is away
+        self._interruptions: dict[str, Interruption] = {}  # error code -> whether that is the case now
         self._threads = [
             threading.Thread(target=self._serve, args=(f"{name}-{index}",), name=f"queue-{index}", daemon=True)
             for index in range(threads)
@@ -72,7 +82,7 @@ class QueueWorkers:
             thread.start()
 
     def ask_to_stop(self) -> None:
-        """Claim no more. What the engine still finishes is published; once it stopped, other leases are given up."""
+        """Claim no more. What the engine still finishes is published; once it stopped, other units are released."""
         self._stop.set()
 
     def join(self) -> None:
@@ -92,7 +102,7 @@ class QueueWorkers:
 
     def _turn(self, bus: Bus, consumer: str, gated: set[str]) -> None:
         delivery = bus.claim_work(consumer, BLOCK_S)
-        self._resume()
+        self._look_around()
         if delivery is None:
             return
         if bus.put_back_if_gated(delivery):
@@ -109,19 +119,23 @@ class QueueWorkers:
 
     def _answer(self, bus: Bus, delivery: Delivery[WorkUnit]) -> None:
         """One unit from claim to publication, under its lease. Raises Retryable when the broker goes away meanwhile."""
-        unit = delivery.message
+        given_up: list[OnTheFlyError] = []
 
         def fail(error: OnTheFlyError) -> None:
-            if isinstance(error, Cancelled | Retryable):
-                log.info("gave up a work unit", extra={"unit": unit.id, "reason": error.message})
+            if isinstance(error, Cancelled | Retryable | DiskFull):
+                watch.released(error, lease_lost=lease.lost.is_set())
+                given_up.append(error)
                 return
-            log.error("a work unit failed", extra={"unit": unit.id, "error": error.message})
+            watch.failed(error)
             bus.fail_work(delivery, error.to_problem())
 
-        with bus.lease(delivery) as lease:
-            guard(lambda: self._make(bus, delivery, lease.lost), fail)
+        with UnitWatch(delivery, self._telemetry) as watch, bus.lease(delivery) as lease:
+            guard(lambda: self._make(bus, delivery, lease.lost, watch), fail)
+        if given_up:
+            bus.release(delivery)
+            self._stop.wait(RETRY_S)  # it would be claimed again at once
 
-    def _make(self, bus: Bus, delivery: Delivery[WorkUnit], lost: threading.Event) -> None:
+    def _make(self, bus: Bus, delivery: Delivery[WorkUnit], lost: threading.Event, watch: UnitWatch) -> None:
         unit = delivery.message
         generation = self._generation(bus, unit)
 
@@ -131,13 +145,21 @@ class QueueWorkers:
 
         generation.on_step = drop_when_lost
         generated = self._engine.submit(generation).result()
+        watch.made(generated)
         batch, data = self._recorder.sample_batch(unit, generated, self._name)
-        self._recorder.samples.add(batch.samples)  # first, so that whoever reads the batch finds them
+        # recorded first, so that whoever reads the batch finds them
+        self._keep_trying(lambda: self._recorder.samples.add(batch.samples))
+        first = self._keep_trying(lambda: bus.finish_work(delivery, batch, data))
+        watch.published(first)
+        if first:
+            show(bus.board, batch, generated.images)
+
+    def _keep_trying(self, action: Callable[[], Result]) -> Result:
+        """Until there is room for what was made, or the replica stops."""
         while True:
             try:
-                bus.finish_work(delivery, batch, data)
-                return
-            except Retryable as error:
+                return action()
+            except (Retryable, DiskFull) as error:
                 if self._stop.is_set():
                     raise
                 self._pause(error)
@@ -177,15 +199,21 @@ class QueueWorkers:
         return [found.get(row.init_id) for row in unit.rows]
 
     def _pause(self, error: OnTheFlyError) -> None:
-        if not self._paused.is_set():
-            self._paused.set()
-            log.warning("queued work pauses: %s", error.message)
+        self._interruptions.setdefault(error.code, _interruption(error.code)).failed(error)
         self._stop.wait(error.retry_after or RETRY_S)
 
-    def _resume(self) -> None:
-        if self._paused.is_set():
-            self._paused.clear()
-            log.info("queued work goes on")
+    def _look_around(self) -> None:
+        for interruption in list(self._interruptions.values()):
+            interruption.worked()
+
+
+def _interruption(code: str) -> Interruption:
+    """A line in the log when it begins, and one when it is over."""
+    return Interruption(
+        lambda error: log.warning("queued work pauses: %s", error.message, extra={"event": code}),
+        lambda: log.info("queued work goes on", extra={"event": "recovered", "from": code}),
+        quiet_s=QUIET_S,
+    )
 
 
 def _label(row: WorkRow, classes: tuple[str, ...]) -> int | None:

@@ -14,6 +14,8 @@ from generator_service.batching import Generated
 from generator_service.image_request import ImageOrder
 from generator_service.metrics.nearest import NearestReal
 from generator_service.samples import SampleStore
+from generator_service.telemetry import Telemetry
+from protocol import tracing
 from protocol.codec import encode, image_to_bytes
 from protocol.entries import Sample, SampleBatch, WorkUnit
 from protocol.messages import GeneratedImage, ImagesResponse
@@ -26,9 +28,11 @@ class Recorder:
     samples: SampleStore
     nearest: NearestReal | None  # None: no dataset mounted
     near_copy_distance: float  # at or below it a sample is a near-copy; 0: only exact copies
+    telemetry: Telemetry
 
     def images_response(self, order: ImageOrder, generated: Generated) -> ImagesResponse:
         """Encode, store and describe the images of one request."""
+        tracing.record("denoise", generated.started, generated.finished, rows=len(order.rows))
         request = order.request
         image_format = request.output_format or "png"
         quality = 100 if request.output_compression is None else request.output_compression
@@ -64,7 +68,7 @@ class Recorder:
             data.append(
                 GeneratedImage(
                     b64_json=base64.b64encode(encoded).decode("ascii") if inline else None,
-                    url=None if inline else f"/v1/samples/{sample.id}/image",
+                    url=None if inline else f"{order.base_url}/v1/samples/{sample.id}/image",
                     revised_prompt=order.class_name,
                     sample_id=sample.id,
                     seed=row.seed,
@@ -127,7 +131,9 @@ class Recorder:
         """The nearest-neighbour fields of each sample."""
         if self.nearest is None:
             return [{}] * len(generated.images)
-        return [
+        found = [
             {"nearest_real": real, "nearest_distance": distance, "near_copy": distance <= self.near_copy_distance}
             for real, distance in self.nearest(generated.images)
         ]
+        self.telemetry.near_copies(sum(near["near_copy"] for near in found))
+        return found

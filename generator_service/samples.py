@@ -13,16 +13,19 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from protocol.disk import full_disk_told
 from protocol.entries import Sample
 from protocol.errors import UnknownSample
 
 log = logging.getLogger(__name__)
 
 CURRENT, OLDER = "samples.jsonl", "samples.1.jsonl"
+ADVICE = "free some, or lower generator.max_samples and generator.max_image_bytes"
 
 
 class SampleStore:
@@ -46,20 +49,33 @@ class SampleStore:
         self._image_bytes = sum(self._sizes.values())
 
     def add(self, samples: Iterable[Sample]) -> None:
-        """Record provenance; a sample made again (a retried work unit) replaces its entry."""
+        """Record provenance; a sample made again (a retried work unit) replaces its entry.
+
+        Raises:
+            DiskFull: none is recorded.
+        """
         with self._lock:
-            with (self._root / CURRENT).open("ab") as file:
+            path = self._root / CURRENT
+            with full_disk_told(path, ADVICE), path.open("ab", buffering=0) as file:
+                end, lines, places = file.tell(), b"", {}
                 for sample in samples:
-                    self._current[sample.id] = file.tell()
-                    file.write(sample.model_dump_json().encode() + b"\n")
+                    places[sample.id] = end + len(lines)
+                    lines += sample.model_dump_json().encode() + b"\n"
+                _append(file, lines)
+            self._current |= places
             if len(self._current) >= self._segment_size:
                 os.replace(self._root / CURRENT, self._root / OLDER)
                 self._older, self._current = self._current, {}
 
     def add_image(self, sample_id: str, data: bytes, image_format: str) -> None:
-        """Store the encoded pixels of a sample; `image_format` is png, jpeg or webp."""
+        """Store the encoded pixels of a sample; `image_format` is png, jpeg or webp. Raises DiskFull."""
         name = f"{sample_id}.{image_format}"
-        (self._images / name).write_bytes(data)
+        with full_disk_told(self._images / name, ADVICE):
+            try:
+                (self._images / name).write_bytes(data)
+            except OSError:
+                (self._images / name).unlink(missing_ok=True)
+                raise
         with self._lock:
             self._image_bytes += len(data) - self._sizes.pop(name, 0)
             self._sizes[name] = len(data)
@@ -105,3 +121,15 @@ class SampleStore:
                     offset += len(line)
         os.truncate(path, offset)
         return index
+
+
+def _append(file: FileIO, data: bytes) -> None:
+    """Whole or not at all."""
+    end, written = file.tell(), 0
+    try:
+        while written < len(data):
+            written += file.write(data[written:])
+    except OSError:
+        if written:
+            file.truncate(end)
+        raise

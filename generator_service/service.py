@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 from agent.planner import PlannerConfig
 from generator_service import image_request, registry
 from generator_service.backends.interface import Backend, WeightSet
 from generator_service.engine import Engine
 from generator_service.feedback import FeedbackDesk
+from generator_service.feedback_quota import FeedbackQuota
 from generator_service.image_request import ImageOrder
 from generator_service.job_runner import JobRunner
 from generator_service.jobs import JobTable
 from generator_service.metrics.nearest import NearestReal
 from generator_service.queue_worker import QueueWorkers
 from generator_service.real_images import RealImages
+from generator_service.replica import Membership
 from generator_service.results import Recorder
 from generator_service.samples import SampleStore
 from generator_service.settings import GeneratorConfig
@@ -29,9 +33,10 @@ from generator_service.telemetry import Telemetry
 from generator_service.weights import WeightStore
 from protocol.broker import EMBEDDED
 from protocol.bus import Bus, QueueConfig
+from protocol.bus_audit import answered
 from protocol.config import section
 from protocol.dataset import Dataset
-from protocol.errors import OnTheFlyError, Retryable
+from protocol.errors import BrokerUnavailable, OnTheFlyError, Retryable
 from protocol.messages import ImageGenerationRequest
 
 log = logging.getLogger(__name__)
@@ -46,6 +51,7 @@ class Loaded:
     recorder: Recorder
     runner: JobRunner
     desk: FeedbackDesk
+    dataset: Dataset | None  # None: not mounted
 
 
 class Service:
@@ -54,7 +60,12 @@ class Service:
     def __init__(self, config: GeneratorConfig, agent: PlannerConfig, queue: QueueConfig):
         """A broker URL of "embedded" means none: an embedded broker belongs to the process that started it."""
         self.config = config
-        self.jobs = JobTable(config.max_jobs, config.max_unfinished_jobs)
+        self.jobs = JobTable(
+            config.max_jobs,
+            config.max_unfinished_jobs,
+            max_own=config.limits.unfinished_jobs,
+            max_result_bytes=config.limits.job_results_bytes,
+        )
         self.samples = SampleStore(config.samples_dir, config.max_samples, config.max_image_bytes)
         self.telemetry = Telemetry()
         self.engine = Engine(
@@ -64,11 +75,16 @@ class Service:
             max_batch=config.max_batch,
             window_s=config.batch_window_ms / 1000,
             max_waiting_rows=config.max_waiting_rows,
+            max_own_rows=config.limits.waiting_images,
         )
         self._agent, self._queue = agent, queue
         url = queue.resolved_url()
         self._broker_url = None if url == EMBEDDED else url
         self._bus = Bus(self._broker_url, queue, patient=False) if self._broker_url else None
+        board = self._bus.board if self._bus is not None else None
+        self._quota = FeedbackQuota(config.limits.feedback_units, partial(answered, url))
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.membership = Membership(self._name, board, self.engine, self.telemetry)
         self._loaded: Loaded | None = None
         self._workers: QueueWorkers | None = None
         self._lifecycle = threading.Lock()
@@ -80,6 +96,7 @@ class Service:
         """Load the model on the compute thread, then serve requests and the queue."""
         self.engine.ready.add_done_callback(lambda ready: None if ready.exception() else self._serve_queue())
         self.engine.start()
+        self.membership.start()
 
     def stop(self) -> None:
         """Finish the current batch, release leases, end every job. Safe to call twice."""
@@ -87,6 +104,7 @@ class Service:
             if self._stopped:
                 return
             self._stopped = True
+            self.membership.stopping()
             if self._workers is not None:
                 self._workers.ask_to_stop()
             self.engine.stop()
@@ -95,6 +113,7 @@ class Service:
                 self._workers.join()
             if self._loaded is not None:
                 self._loaded.runner.close()
+            self.membership.leave()
             if self._bus is not None:
                 self._bus.close()
 
@@ -112,15 +131,28 @@ class Service:
         weights = WeightStore(config.weights_dir, backend.folder, backend.name, backend.classes)
         real = RealImages.read(dataset, backend.native_size()) if dataset is not None else None
         nearest = NearestReal(real.images, real.ids) if real is not None else None
-        recorder = Recorder(self.samples, nearest, config.near_copy_distance)
+        recorder = Recorder(self.samples, nearest, config.near_copy_distance, self.telemetry)
         classes = dataset.classes if dataset is not None else ()
         self._loaded = Loaded(
             backend,
             weights,
             recorder,
-            JobRunner(self.jobs, self.engine, weights, recorder, real, classes, config.max_unfinished_jobs),
-            FeedbackDesk(self._bus, self._agent, weights, dataset, backend.native_size(), config.images.max_pixels),
+            JobRunner(
+                self.jobs,
+                self.engine,
+                weights,
+                recorder,
+                real,
+                classes,
+                config.max_unfinished_jobs,
+                self.membership.activate,
+            ),
+            FeedbackDesk(
+                self._bus, self._agent, weights, dataset, backend.native_size(), config.images.max_pixels, self._quota
+            ),
+            dataset,
         )
+        self.membership.loaded(weights)
         if self._broker_url is not None:
             self._workers = QueueWorkers(
                 self._connect,
@@ -128,7 +160,8 @@ class Service:
                 weights,
                 dataset,
                 recorder,
-                name=f"{socket.gethostname()}-{os.getpid()}",
+                self.telemetry,
+                name=self._name,
                 threads=config.queue_threads,
                 deterministic=config.deterministic,
             )
@@ -156,23 +189,30 @@ class Service:
         assert self._loaded is not None
         return self._loaded
 
-    def order(self, request: ImageGenerationRequest) -> ImageOrder:
-        """A request checked against the weights it names. Raises what `image_request.order` does, UnknownWeights and
-        NotReady."""
+    @property
+    def bus(self) -> Bus:
+        """The queue, for callers that somebody waits for. Raises BrokerUnavailable when there is no broker."""
+        if self._bus is None:
+            raise BrokerUnavailable("this service has no broker: set broker.url to the one the trainer uses")
+        return self._bus
+
+    def order(self, request: ImageGenerationRequest, base_url: str = "") -> ImageOrder:
+        """A request checked against the weights it names; links in its reply begin with `base_url`. Raises what
+        `image_request.order` does, UnknownWeights and NotReady."""
         self.engine.check_ready()
         loaded = self.loaded
         weights = loaded.weights.resolve(request.model)
         size = loaded.backend.native_size()
-        return image_request.order(request, weights, loaded.backend.conditioning, size, self.config.images)
+        return image_request.order(request, weights, loaded.backend.conditioning, size, self.config.images, base_url)
 
     def metrics(self) -> bytes:
         """The Prometheus page; without broker depths when the broker is away."""
-        depths: dict[str, int] = {}
+        depths: dict[str, int] | None = {}
         if self._bus is not None:
             try:
                 depths = self._bus.depths()
             except Retryable:
-                log.debug("no broker depths in this scrape: it does not answer")
+                depths = None
         try:
             active = self._loaded.weights.active().ref if self._loaded is not None else None
         except OnTheFlyError as error:

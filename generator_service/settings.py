@@ -5,22 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from generator_service.access import AccessConfig
 from generator_service.image_request import ImageDefaults
+from generator_service.limits import LimitsConfig
 from generator_service.registry import BACKENDS
 from protocol.dataset import DatasetConfig
 
 
-class GeneratorConfig(BaseModel):
-    """One replica of the generator service."""
+class GeneratorConfig(AccessConfig):
+    """One replica of the generator service. Its keys are settings of `access.AccessConfig`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    host: str = "127.0.0.1"  # address to listen on; anything but loopback wants an api_key
+    host: str = "127.0.0.1"  # address to listen on; one that other machines reach wants a key
     port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port, told in the log
-    api_key: str | None = None  # callers send it as a bearer token; None: $ONTHEFLY_API_KEY; neither: open to all
-    max_body_bytes: int = Field(default=64 * 2**20, ge=1024)  # of a request; larger ones are refused
+    limits: LimitsConfig = LimitsConfig()  # of each caller, and of all together
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1024)  # of a request; larger ones are refused
+    max_feedback_bytes: int = Field(default=64 * 2**20, ge=1024)  # of a feedback, which may bring many images
 
     backend: str = "dit"  # registry name
     backends: dict[str, dict[str, Any]] = {}  # [generator.dit] and the like; checked by the backend's Config at loading
@@ -28,6 +31,7 @@ class GeneratorConfig(BaseModel):
     weights_dir: Path = Path("runs/generator/weights")  # named weight sets; replicas share it
     samples_dir: Path = Path("runs/generator/samples")  # provenance and REST images; each replica has its own
     dataset: DatasetConfig | None = None  # the real data: init images, adaptation, near-copies; None: not mounted
+    roots: list[Path] = []  # folders that all of these, links resolved, must be in; []: any
 
     images: ImageDefaults = ImageDefaults()  # what image requests get that leave a field out
 
@@ -42,6 +46,15 @@ class GeneratorConfig(BaseModel):
     max_image_bytes: int = Field(default=2**30, ge=2**20)  # of REST images kept for GET /v1/samples/{id}/image
     near_copy_distance: float = Field(default=0.02, ge=0.0, le=1.0)  # RMS pixel distance to a real image; 1 flags all
     keep_alive_s: float = Field(default=15.0, gt=0.0)  # between comments on a silent event stream
+
+    @model_validator(mode="after")
+    def _within_roots(self) -> GeneratorConfig:
+        roots = [root.resolve() for root in self.roots]
+        named = (self.weights_dir, self.samples_dir, *(self.dataset.places() if self.dataset else ()))
+        for path in named if roots else ():
+            if not any(path.resolve().is_relative_to(root) for root in roots):
+                raise ValueError(f"{path} is in none of the folders that generator.roots allows")
+        return self
 
     @model_validator(mode="before")
     @classmethod

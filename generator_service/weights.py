@@ -1,7 +1,7 @@
 """Named weight sets on disk, with versions and digests.
 
     {root}/{name}/{version}/manifest.json   what it is, and the sha256 of each other file in the folder
-    {root}/.active.json                     the set that serves requests naming none; survives restarts
+    {root}/.active.json                     the set chosen for requests naming none; survives restarts
 
 Folders appear by one rename, so that a reader on a shared volume never sees half a set. The base checkpoint is `base@1`
 and stays where it is. Does not know what the tensors mean, nor which of them are resident on a device.
@@ -13,14 +13,16 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from generator_service.backends.interface import WeightSet
 from protocol.errors import InvalidRequest, UnknownWeights, WeightsCorrupt
@@ -30,6 +32,21 @@ BASE = "base"
 MANIFEST = "manifest.json"
 ACTIVE = ".active.json"  # no name of a set begins with a dot
 SPEC = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:@(?P<version>[1-9][0-9]{0,8}))?")
+
+
+class Manifest(BaseModel):
+    """What is written of a set beside its files."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    backend: str
+    kind: str
+    base: str  # "name@version"
+    classes: list[str]
+    created: float  # unix seconds
+    digest: str  # of `files`
+    files: dict[str, str]  # path within the folder -> sha256
+    metadata: dict[str, Any]
 
 
 class WeightStore:
@@ -56,6 +73,7 @@ class WeightStore:
             created=base_folder.stat().st_mtime,
         )
         self._cache: dict[tuple[str, int], WeightSet] = {(BASE, 1): self.base}
+        self._serving: WeightSet | None = None  # None: nothing was read or served yet
 
     # ------------------------------------------------------------ reading
 
@@ -93,7 +111,7 @@ class WeightStore:
             if _digest(found) != weights.ref.digest:
                 raise WeightsCorrupt(f"the base checkpoint in {weights.folder} changed: restart the service")
             return
-        expected = _manifest(weights.folder)["files"]
+        expected = _manifest(weights.folder).files
         wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
         if wrong or _digest(expected) != weights.ref.digest:
             raise WeightsCorrupt(
@@ -102,13 +120,31 @@ class WeightStore:
             )
 
     def list(self) -> list[WeightsInfo]:
-        """Every set, oldest version first within a name. Raises WeightsCorrupt for one that cannot be read."""
+        """Every set, oldest version first within a name; one that cannot be read has its `problem`."""
         active = self.active().ref
-        return [info(self._read(name, version), active) for name, version in self._all()]
+        return [self._info(name, version, active) for name, version in self._all()]
+
+    def _info(self, name: str, version: int, active: WeightsRef) -> WeightsInfo:
+        try:
+            return info(self._read(name, version), active)
+        except (WeightsCorrupt, UnknownWeights) as error:
+            nothing = {"digest": "", "backend": "", "kind": "unreadable", "base": None, "classes": [], "created": 0.0}
+            return WeightsInfo(name=name, version=version, active=False, problem=error.message, **nothing)
 
     # ------------------------------------------------------------ active set
 
     def active(self) -> WeightSet:
+        """The set that serves requests naming none in this process; at first the chosen one."""
+        if self._serving is None:
+            self._serving = self.chosen()
+        return self._serving
+
+    def serve(self, weights: WeightSet) -> None:
+        """Make this the active set of this process; it should be resident."""
+        self._serving = weights
+
+    def chosen(self) -> WeightSet:
+        """What the folder says shall serve. Raises WeightsCorrupt."""
         path = self._root / ACTIVE
         if not path.exists():
             return self.base
@@ -120,8 +156,8 @@ class WeightStore:
                 f"{path} does not name weights that are here ({error}): activate others, or remove it to serve {BASE}@1"
             ) from error
 
-    def activate(self, weights: WeightSet) -> None:
-        """Make this the set for requests that name none, now and after a restart."""
+    def choose(self, weights: WeightSet) -> None:
+        """Make this the set for requests that name none: after a restart, and in replicas that look."""
         choice = {"name": weights.ref.name, "version": weights.ref.version}
         with self._lock:
             _write(self._root / ACTIVE, choice)
@@ -135,8 +171,10 @@ class WeightStore:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """An empty folder beside the sets, for `publish`; removed at the end if it was not published."""
-        folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=self._root))
+        """An empty folder beside the sets, for `publish`; removed at the end if it was not published. Who may read it
+        is what the process's umask says, for it keeps its mode."""
+        folder = self._root / f".staging-{secrets.token_hex(8)}"
+        folder.mkdir()
         try:
             yield folder
         finally:
@@ -148,17 +186,17 @@ class WeightStore:
         """Turn a staging folder into the next version of `name`, in one rename."""
         self.check_name(name)
         files = _hash_files(folder)
-        manifest = {
-            "backend": base.backend,
-            "kind": kind,
-            "base": str(base.ref),
-            "classes": list(classes),
-            "created": time.time(),
-            "digest": _digest(files),
-            "files": files,
-            "metadata": dict(metadata),
-        }
-        _write(folder / MANIFEST, manifest)
+        manifest = Manifest(
+            backend=base.backend,
+            kind=kind,
+            base=str(base.ref),
+            classes=list(classes),
+            created=time.time(),
+            digest=_digest(files),
+            files=files,
+            metadata=dict(metadata),
+        )
+        _write(folder / MANIFEST, manifest.model_dump(mode="json"))
         parent = self._root / name
         parent.mkdir(exist_ok=True)
         with self._lock:
@@ -173,11 +211,12 @@ class WeightStore:
                     version += 1
 
     def find(self, name: str, recipe: str) -> WeightSet | None:
-        """The newest version of `name` whose metadata has this recipe; None when there is none."""
+        """The newest version of `name` whose metadata has this recipe; None when there is none that can be read."""
         for version in reversed(self._versions(name)):
-            weights = self._read(name, version)
-            if weights.metadata.get("recipe") == recipe:
-                return weights
+            with suppress(WeightsCorrupt, UnknownWeights):
+                weights = self._read(name, version)
+                if weights.metadata.get("recipe") == recipe:
+                    return weights
         return None
 
     # ------------------------------------------------------------ folders
@@ -198,16 +237,16 @@ class WeightStore:
         if (name, version) not in self._cache:
             folder = self._root / name / str(version)
             stored = _manifest(folder)
-            base = self.resolve(stored["base"])
+            base = self.resolve(stored.base)
             self._cache[name, version] = WeightSet(
-                ref=WeightsRef(name=name, version=version, digest=stored["digest"]),
-                backend=stored["backend"],
-                kind=stored["kind"],
+                ref=WeightsRef(name=name, version=version, digest=stored.digest),
+                backend=stored.backend,
+                kind=stored.kind,
                 base=base,
-                classes=tuple(stored["classes"]),
+                classes=tuple(stored.classes),
                 folder=folder,
-                created=stored["created"],
-                metadata=stored["metadata"],
+                created=stored.created,
+                metadata=stored.metadata,
             )
         return self._cache[name, version]
 
@@ -226,15 +265,16 @@ def info(weights: WeightSet, active: WeightsRef) -> WeightsInfo:
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
     try:
-        stored = json.loads((folder / MANIFEST).read_text())
-        missing = {"backend", "kind", "base", "classes", "created", "digest", "files", "metadata"} - stored.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise WeightsCorrupt(f"{folder / MANIFEST} cannot be read ({error}): restore it or adapt again") from error
-    if missing:
-        raise WeightsCorrupt(f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: restore it or adapt again")
-    return stored
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise WeightsCorrupt(f"{path} cannot be read ({error.strerror}): restore it or adapt again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise WeightsCorrupt(f"{path} is wrong ({where}: {first['msg']}): restore it or adapt again") from error
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

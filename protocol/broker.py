@@ -26,7 +26,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from protocol import broker_watch
-from protocol.errors import BrokerUnavailable, ConfigError, QueueFull
+from protocol.errors import BrokerFull, BrokerUnavailable, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,9 @@ class BrokerConfig(BaseModel):
     # "embedded": start a server as a child process; else redis:// or rediss:// (TLS), with user and password if needed.
     # The environment variable ONTHEFLY_BROKER_URL comes first.
     url: str = Field(default=EMBEDDED, pattern=r"^(embedded|rediss?://.+)$")
-    append_only: bool = False  # embedded: log every write to disk, so that a crash of the server itself loses nothing
+    # embedded: log every write to a file before it is acknowledged, so that a killed server loses nothing; what the
+    # operating system has not put on the disk yet (some 30 s on Linux) is lost only when the machine itself crashes
+    append_only: bool = False
     memory_mb: int | None = Field(default=None, ge=16)  # embedded: MiB of data, then producers wait; None: no limit
 
     def resolved_url(self) -> str:
@@ -94,6 +96,7 @@ def connect(url: str, *, patient: bool = True, **options: Any) -> redis.Redis:
         "socket_timeout": SOCKET_TIMEOUT_S,
         "socket_connect_timeout": 5.0,
         "socket_keepalive": True,
+        "socket_read_size": 2**20,  # bytes; a blob in a few reads takes a third of the time
         "health_check_interval": 15,
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=2),
         "protocol": 2,
@@ -102,23 +105,30 @@ def connect(url: str, *, patient: bool = True, **options: Any) -> redis.Redis:
         settings |= {"socket_timeout": 3.0, "socket_connect_timeout": 3.0, "retry": Retry(NoBackoff(), retries=0)}
     try:
         address(url)
-        return redis.Redis.from_url(url, **(settings | options))
+        client = redis.Redis.from_url(url, **(settings | options))
     except ValueError:
         raise ConfigError(
             "the broker URL does not parse: write redis://user:password@host:port/0, with any of / @ : # ? in the "
             "password percent-encoded",
             param="broker.url",
         ) from None  # the cause may quote the password
+    try:
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)  # opens nothing
+    except (TypeError, ValueError, redis.exceptions.RedisError) as error:
+        raise ConfigError(
+            f"the broker URL has an option that is unknown or wrong after its ? ({error})", param="broker.url"
+        ) from error
+    return client
 
 
 @contextlib.contextmanager
 def broker_errors(url: str) -> Iterator[None]:
-    """Turns the client library's errors into ours: out of memory is QueueFull, anything else of the server's state
+    """Turns the client library's errors into ours: out of memory is BrokerFull, anything else of the server's state
     is BrokerUnavailable. Errors in the command itself are bugs and pass through."""
     try:
         yield
     except redis.exceptions.OutOfMemoryError as error:
-        raise QueueFull(
+        raise BrokerFull(
             f"the broker at {address(url)} is out of memory: wait for readers to take work off, or raise its maxmemory",
             retry_after=1.0,
         ) from error

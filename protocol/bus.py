@@ -14,15 +14,19 @@ from typing import Any
 import redis
 from pydantic import BaseModel, ConfigDict, Field
 
-from protocol import bus_scripts, keys
+from protocol import bus_scripts, keys, tracing
 from protocol.broker import BrokerConfig, broker_errors, connect
 from protocol.bus_blobs import BlobStore
+from protocol.bus_board import Board
+from protocol.bus_dead import DeadLetters
 from protocol.bus_failure import failed_batch, letter, worn_out
+from protocol.bus_forget import forget
 from protocol.bus_group import Group
 from protocol.bus_inbox import DEAD_LIMIT, Delivery, Inbox
 from protocol.bus_lease import Lease
+from protocol.bus_lost import LostAnswers
 from protocol.entries import BlobRef, DeadLetter, SampleBatch, WorkUnit
-from protocol.errors import IdempotencyConflict, QueueFull
+from protocol.errors import BrokerUnavailable, IdempotencyConflict, QueueFull
 from protocol.messages import FeedbackAccepted
 
 
@@ -57,9 +61,13 @@ class Bus:
         self._answer_unit = self._client.register_script(bus_scripts.ANSWER_UNIT)
         self._ack_batch = self._client.register_script(bus_scripts.ACK_BATCH)
         self._renew = self._client.register_script(bus_scripts.RENEW)
+        self._release = self._client.register_script(bus_scripts.RELEASE)
         self._put_back = self._client.register_script(bus_scripts.PUT_BACK)
         self._work_inbox = Inbox(self._client, self._work, WorkUnit)
         self._batch_inboxes: dict[str, Inbox[SampleBatch]] = {}  # one a run
+        self.dead = DeadLetters(self._client, self._blobs, url, config.work_gate, config.blob_ttl_s)
+        self.board = Board(self._client, url)
+        self.lost = LostAnswers(self._client, self._blobs, url)
 
     def close(self) -> None:
         self._client.close()
@@ -83,7 +91,8 @@ class Bus:
 
         Raises:
             IdempotencyConflict: this feedback was planned with another fingerprint.
-            QueueFull: the units do not fit under `work_gate`, or the broker is out of memory.
+            QueueFull: the units do not fit under `work_gate`. BrokerFull: the broker is out of memory.
+            DiskFull: the folder of blobs has no room for the units' init images.
         """
         refs = {blob_id: self.blob_ref(blob_id, data) for blob_id, data in blobs.items()}
         for blob_id, ref in refs.items():
@@ -122,7 +131,7 @@ class Bus:
         return self._blobs.ref(blob_id, data)
 
     def put_blob(self, data: bytes, *, blob_id: str) -> BlobRef:
-        """Write bytes for others to fetch. Raises QueueFull when the broker is out of memory."""
+        """Write bytes for others to fetch. Raises BrokerFull, or DiskFull for a blob of the shared folder."""
         ref = self.blob_ref(blob_id, data)
         with broker_errors(self._url):
             self._blobs.put(ref, data)
@@ -159,36 +168,40 @@ class Bus:
     def renew(self, delivery: Delivery[Any]) -> bool:
         """Start the idle limit anew. False when the entry is in other hands, or answered."""
         with broker_errors(self._url):
-            args = [keys.WORK_GROUP, delivery.entry_id, delivery.consumer, delivery.deliveries]
-            return bool(self._renew(keys=[delivery.stream], args=args))
+            return bool(self._renew(keys=[delivery.stream], args=_held(delivery)))
+
+    def release(self, delivery: Delivery[WorkUnit]) -> None:
+        """Give up a unit that is not answered: another worker may take it at once, and this delivery does not count.
+        Without effect when it is in other hands already."""
+        with broker_errors(self._url):
+            self._release(keys=[delivery.stream], args=_held(delivery))
 
     def put_back_if_gated(self, delivery: Delivery[WorkUnit]) -> bool:
         """Put a unit behind all others while its run has `batch_gate` batches it has not taken in, so that a run that
         nobody reads keeps no worker from the others. False when the unit is to be made now; True when it is not this
         delivery's any more: it was put back, with its deliveries counted anew, or had been lost before."""
-        held = [keys.WORK_GROUP, delivery.entry_id, delivery.consumer, delivery.deliveries]
         streams = [delivery.stream, keys.batches(delivery.message.run)]
         with broker_errors(self._url):
-            return bool(self._put_back(keys=streams, args=[*held, self.config.batch_gate]))
+            return bool(self._put_back(keys=streams, args=[*_held(delivery), self.config.batch_gate]))
 
     def finish_work(self, delivery: Delivery[WorkUnit], batch: SampleBatch, data: bytes | None) -> bool:
         """Answer a work unit: marker, blob, batch and ack in one step.
 
         Args:
-            batch: its `blob` is filled in here, from `data`.
+            batch: its `blob` is filled in here, from `data`; what it only hands on from its unit, too.
 
         Returns:
             True when this is the published answer; False when another delivery of the unit was answered before, or
             the unit is not on the queue any more.
 
         Raises:
-            QueueFull: the broker is out of memory; nothing happened, call again.
+            BrokerFull, DiskFull: no room for the batch; nothing happened, call again.
         """
         return self._answer(delivery, batch, data, dead=None)
 
     def fail_work(self, delivery: Delivery[WorkUnit], problem: dict[str, Any]) -> bool:
         """Answer a work unit with a batch that has no samples but the problem, so that nobody waits for it, and keep
-        a dead letter. Returns and raises as `finish_work`."""
+        a dead letter, with the init images. Returns and raises as `finish_work`."""
         unit = delivery.message
         batch = failed_batch(unit, delivery.consumer, problem)
         dead = letter(delivery.stream, unit.model_dump_json(), delivery.deliveries, problem)
@@ -199,7 +212,7 @@ class Bus:
     def next_batch(self, run: str, consumer: str, block_s: float = 1.0) -> Delivery[SampleBatch] | None:
         """The next answer of a run: first what this consumer had before it was interrupted, then what another left
         behind, then a new one; None when `block_s` seconds bring none. Ack it once it is durable.
-        Raises QueueFull when nothing of the run was planned yet and the broker is out of memory."""
+        Raises BrokerFull when nothing of the run was planned yet and the broker is out of memory."""
         inbox = self._batch_inbox(run)
         with broker_errors(self._url):
             try:
@@ -209,27 +222,22 @@ class Bus:
                 raise
 
     def forget_run(self, run: str) -> None:
-        """Before a run starts anew: take what an earlier run of this name asked, and its answers, off the queue."""
+        """Before a run starts anew: take what an earlier run of this name asked, its answers and its dead letters off
+        the broker."""
         with broker_errors(self._url):
-            while asked := [(entry_id, unit) for entry_id, unit in self._work_inbox.peek() if unit.run == run]:
-                for entry_id, unit in asked:  # one that a worker puts back meanwhile is found at the next look
-                    self._client.xack(keys.WORK, keys.WORK_GROUP, entry_id)
-                    self._client.xdel(keys.WORK, entry_id)
-                    self._blobs.drop(unit.init_blob)
-            for _, batch in self._batch_inbox(run).peek():
-                self._blobs.drop(batch.blob)
-            done = self._client.scan_iter(match=keys.done(f"{run}.*"))  # of the runs {run}.{anything} too
-            markers = [key for key in done if key.decode().rsplit(".", 3)[0] == keys.done(run)]
-            plans = self._client.scan_iter(match=f"plan:{run}:*")
-            self._client.unlink(keys.batches(run), *markers, *plans)
+            forget(run, self._client, self._blobs, self._work_inbox, self._batch_inbox(run))
+        self.dead.forget(run)
+        self.board.forget(run)
         self._batch_inboxes.pop(run, None)
 
     def ack_batch(self, delivery: Delivery[SampleBatch]) -> None:
-        """Take an admitted batch and its blob off the queue, in one step."""
-        blob = delivery.message.blob
+        """Take an admitted batch and its blobs off the queue, in one step."""
+        blobs = (delivery.message.blob, delivery.message.init_blob)
         with broker_errors(self._url):
-            self._ack_batch(keys=[delivery.stream, self._blobs.key(blob)], args=[keys.BATCH_GROUP, delivery.entry_id])
-        self._blobs.drop_file(blob)
+            places = [delivery.stream, *map(self._blobs.key, blobs)]
+            self._ack_batch(keys=places, args=[keys.BATCH_GROUP, delivery.entry_id])
+        for blob in blobs:
+            self._blobs.drop_file(blob)
 
     # ------------------------------------------------------------ what is where
 
@@ -250,12 +258,6 @@ class Bus:
             waiting = self._client.xlen(keys.WORK) - in_work
             return {"waiting": max(0, waiting), "in_work": in_work, "dead": self._client.xlen(keys.DEAD)}
 
-    def dead_letters(self, count: int = 100) -> list[DeadLetter]:
-        """The newest dead letters, newest first."""
-        with broker_errors(self._url):
-            entries = self._client.xrevrange(keys.DEAD, count=count)
-        return [DeadLetter.model_validate_json(fields[b"body"]) for _, fields in entries]
-
     # ------------------------------------------------------------ inside
 
     def _answer(
@@ -264,31 +266,25 @@ class Bus:
         unit = delivery.message
         assert (batch.unit_id, batch.run) == (unit.id, unit.run), (batch.unit_id, unit.id)
         ref = None if data is None else self.blob_ref(unit.id, data)
-        if ref is not None:
-            self._blobs.put_file(ref, data)
+        filled = {"blob": ref, "init_blob": unit.init_blob if dead is None else None, "attempt": unit.attempt}
+        filled |= {"request_id": unit.request_id, "traceparent": tracing.traceparent() or unit.traceparent}
         with broker_errors(self._url):
+            blob = [self._blobs.key(ref), self._blobs.stage(ref, data, delivery.token)]
             published = self._answer_unit(
-                keys=[
-                    keys.done(unit.id),
-                    delivery.stream,
-                    keys.batches(unit.run),
-                    keys.DEAD,
-                    self._blobs.key(unit.init_blob),
-                    self._blobs.key(ref),
-                ],
+                keys=[keys.done(unit.id), delivery.stream, keys.batches(unit.run), keys.DEAD, *blob],
                 args=[
                     delivery.token,
                     keys.MARKER_TTL_S,
                     keys.WORK_GROUP,
                     delivery.entry_id,
-                    batch.model_copy(update={"blob": ref}).model_dump_json(),
+                    batch.model_copy(update=filled).model_dump_json(),
                     self.config.blob_ttl_s,
-                    data if self._blobs.key(ref) else "",
                     dead.model_dump_json() if dead is not None else "",
                     DEAD_LIMIT,
                 ],
             )
-        self._blobs.drop_file(unit.init_blob)
+        if published < 0:
+            raise BrokerUnavailable(f"the broker lost the blob of unit {unit.id} before it was published: try again")
         return bool(published)
 
     def _batch_inbox(self, run: str) -> Inbox[SampleBatch]:
@@ -296,3 +292,8 @@ class Bus:
             group = Group(self._client, keys.batches(run), keys.BATCH_GROUP)
             self._batch_inboxes[run] = Inbox(self._client, group, SampleBatch)
         return self._batch_inboxes[run]
+
+
+def _held(delivery: Delivery[Any]) -> list[str | int]:
+    """What tells a script whether a unit is still this delivery's."""
+    return [keys.WORK_GROUP, delivery.entry_id, delivery.consumer, delivery.deliveries]

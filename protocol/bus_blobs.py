@@ -16,6 +16,7 @@ from urllib.parse import quote
 import redis
 
 from protocol import codec, keys
+from protocol.disk import full_disk_told
 from protocol.entries import BlobRef
 from protocol.errors import BlobCorrupt, BlobMissing, ConfigError
 
@@ -45,17 +46,32 @@ class BlobStore:
         else:
             self.put_file(ref, data)
 
+    def stage(self, ref: BlobRef | None, data: bytes | None, delivery: str) -> str:
+        """Write what is to be this blob, if any, for the caller's script to publish. The broker key to rename to the
+        blob's own; empty where nothing is to be renamed. Raises DiskFull."""
+        if ref is None or data is None:
+            return ""
+        if not self.key(ref):
+            self.put_file(ref, data)
+            return ""
+        self._client.set(keys.staged(delivery), data, ex=keys.STAGED_TTL_S)
+        return keys.staged(delivery)
+
     def put_file(self, ref: BlobRef, data: bytes) -> None:
-        """Write a blob of the shared folder, whole or not at all; one on the broker is left to the caller's script."""
+        """Write a blob of the shared folder, whole or not at all; one on the broker is left to the caller's script.
+        Raises DiskFull."""
         if self.key(ref):
             return
         path = self._path(ref)
         unfinished = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part.blob")
-        with unfinished.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        unfinished.replace(path)
+        try:
+            with full_disk_told(path), unfinished.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def get(self, ref: BlobRef) -> bytes:
         data = self._client.get(self.key(ref)) if self.key(ref) else self._read(self._path(ref))
@@ -67,6 +83,17 @@ class BlobStore:
                 f"bytes with {ref.sha256[:16]}... that were written"
             )
         return data
+
+    def keep_file(self, ref: BlobRef | None) -> bool:
+        """Start the life of a blob of the shared folder anew; False when it is gone. One on the broker is left to the
+        caller's script."""
+        if ref is None or self.key(ref):
+            return True
+        try:
+            os.utime(self._path(ref))
+        except FileNotFoundError:
+            return False
+        return True
 
     def drop(self, ref: BlobRef | None) -> None:
         if ref is None:

@@ -9,16 +9,25 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from protocol import logs, tracing
 from protocol.config import mask
 from protocol.entries import Sample
-from protocol.errors import ConfigError, OnTheFlyError, Retryable, ServiceUnreachable, from_problem
+from protocol.errors import (
+    ConfigError,
+    NotTheService,
+    OnTheFlyError,
+    Retryable,
+    ServiceUnreachable,
+    from_problem,
+)
 from protocol.messages import (
     Feedback,
     FeedbackAccepted,
@@ -32,6 +41,7 @@ from protocol.messages import (
     WeightsInfo,
     WeightsList,
 )
+from protocol.operations import DeadLetterList, DeadLetterOutcome
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -39,6 +49,7 @@ EVENT_READ_S = 60.0  # a stream of events that is silent for longer is opened ag
 _EVENT_DROPS = 5  # in a row without one event, after which the stream is given up
 _EVENT_DELAY_S = 0.5
 _READY_POLL_S = 0.2
+_GATEWAY = (429, 502, 503, 504)  # what a proxy says of a service that is away, or has too much to do
 _KEY = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
@@ -51,6 +62,22 @@ class Call(Generic[Answer]):
     kind: type[Answer] | None
     body: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
+
+    def all_headers(self) -> dict[str, str]:
+        """With those that tell which request and which trace of the caller's this one belongs to."""
+        request_id = logs.current().get("request_id")
+        return self.headers | tracing.headers() | ({} if request_id is None else {"X-Request-ID": request_id})
+
+    def keyed(self) -> Call[Answer]:
+        """The same with an idempotency key, so that a service that is asked again does it once."""
+        if self.method != "POST" or "Idempotency-Key" in self.headers:
+            return self
+        return replace(self, headers=self.headers | {"Idempotency-Key": uuid.uuid4().hex})
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be done on two replicas, when it is not known whether one of them did it."""
+        return self.method != "POST" or self.path == "/v1/feedback"
 
 
 def generate(request: ImageGenerationRequest, idempotency_key: str | None) -> Call[ImagesResponse]:
@@ -89,6 +116,19 @@ def sample(sample_id: str) -> Call[Sample]:
     return Call("GET", f"/v1/samples/{_part(sample_id)}", Sample)
 
 
+def dead_letters(limit: int, before: str | None) -> Call[DeadLetterList]:
+    query = f"limit={limit}" + ("" if before is None else f"&before={_part(before)}")
+    return Call("GET", f"/v1/dead-letters?{query}", DeadLetterList)
+
+
+def retry_dead_letter(letter_id: str) -> Call[DeadLetterOutcome]:
+    return Call("POST", f"/v1/dead-letters/{_part(letter_id)}/retry", DeadLetterOutcome)
+
+
+def drop_dead_letter(letter_id: str) -> Call[DeadLetterOutcome]:
+    return Call("DELETE", f"/v1/dead-letters/{_part(letter_id)}", DeadLetterOutcome)
+
+
 def ready() -> Call[Message]:
     return Call("GET", "/readyz", None)
 
@@ -120,6 +160,22 @@ def base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
+class Replicas:
+    """The addresses of a service's replicas, and which of them is asked first: the one that answered last."""
+
+    def __init__(self, addresses: str | Sequence[str]):
+        """Raises ConfigError: an address is not an http:// or https:// URL, or there is none."""
+        self.urls = [base_url(url) for url in ([addresses] if isinstance(addresses, str) else addresses)]
+        self.first = 0  # index into `urls`
+        if not self.urls:
+            raise ConfigError("the service has no address: write http://host:port")
+
+    def order(self) -> list[int]:
+        """Indices in the order in which they are to be asked."""
+        first = self.first
+        return [(first + step) % len(self.urls) for step in range(len(self.urls))]
+
+
 def bad_address(url: str) -> ConfigError:
     return ConfigError(f"the service's address {mask(url)!r} is not a URL: write http://host:port")
 
@@ -145,7 +201,7 @@ def answer(call: Call[Answer], url: str, status: int, headers: Mapping[str, str]
     try:
         return call.kind.model_validate_json(content)
     except ValidationError as error:
-        raise ServiceUnreachable(
+        raise NotTheService(
             f"{mask(url)} answered {call.method} {call.path} with something that is not a {call.kind.__name__}: check "
             "that this is the generator service, of the same version"
         ) from error
@@ -161,7 +217,8 @@ def problem(url: str, status: int, headers: Mapping[str, str], content: bytes) -
     if isinstance(document, dict) and isinstance(document.get("error"), dict):
         return from_problem(document, retry_after=retry_after)
     message = f"{mask(url)} answered with status {status} and no problem document: check that the service runs there"
-    return ServiceUnreachable(message, retry_after=1.0 if retry_after is None else retry_after)
+    kind = ServiceUnreachable if status in _GATEWAY else NotTheService
+    return kind(message, retry_after=1.0 if retry_after is None else retry_after)
 
 
 def unreachable(url: str, error: Exception) -> ServiceUnreachable:
@@ -204,7 +261,7 @@ class EventStream:
         """`after`: number of the last event already had; 0: none."""
         self.path = f"/v1/jobs/{_part(job_id)}/events"
         self.ended = False
-        self._url = url
+        self.url = url
         self._last = after
         self._drops = 0
         self._rest = b""
@@ -238,5 +295,5 @@ class EventStream:
         """
         self._drops += 1
         if self._drops >= _EVENT_DROPS:
-            raise unreachable(self._url, error or ConnectionError("its event stream keeps closing")) from error
+            raise unreachable(self.url, error or ConnectionError("its event stream keeps closing")) from error
         return _EVENT_DELAY_S

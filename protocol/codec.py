@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import safetensors.numpy
@@ -20,6 +20,7 @@ from protocol.errors import BlobCorrupt, InvalidImage
 
 MAX_PIXELS = 64_000_000  # default bound on width x height of any picture read
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # decoders that start no other program and open no other file
+SENT = ("PNG", "JPEG", "WEBP")  # formats of pictures in messages, whose decoders are the best tested
 
 
 def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
@@ -46,11 +47,11 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def image_from_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def image_from_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = _FORMATS) -> np.ndarray:
     """Decode a picture file; the first frame of an animated one, upright as EXIF says, transparency over white.
 
     Args:
-        data: a PNG, JPEG, WebP, BMP, GIF or TIFF file.
+        data: a file in one of the `formats`.
         max_pixels: bound on width x height, checked before any pixel is decoded.
 
     Returns:
@@ -60,7 +61,7 @@ def image_from_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray
         InvalidImage: not a picture, truncated, too large, or of a pixel type without a range.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise InvalidImage(
                     f"the image has {image.width} x {image.height} pixels; {max_pixels} are allowed: send it smaller"
@@ -75,7 +76,7 @@ def image_from_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray
         ) from error
     except Image.UnidentifiedImageError as error:
         raise InvalidImage(
-            f"{len(data)} bytes are not an image of a known format: send the file as it is ({', '.join(_FORMATS)})"
+            f"{len(data)} bytes are not an image of a known format: send the file as it is ({', '.join(formats)})"
         ) from error
     except (
         Exception
@@ -97,7 +98,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def image_from_base64(text: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode base64, or a `data:` URL, of a picture file to uint8 RGB [H, W, 3]. Other URLs are refused, never fetched.
+    """Decode base64, or a `data:` URL, of a PNG, JPEG or WebP file to uint8 RGB [H, W, 3]. Other URLs are refused, not
+    fetched.
 
     Raises:
         InvalidImage: as `image_from_bytes`, or not base64.
@@ -112,7 +114,7 @@ def image_from_base64(text: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidImage(f"the image is not valid base64 ({error}): send base64 or a data: URL") from error
-    return image_from_bytes(data, max_pixels=max_pixels)
+    return image_from_bytes(data, max_pixels=max_pixels, formats=SENT)
 
 
 def image_to_bytes(image: np.ndarray, format: str = "png", quality: int = 100) -> bytes:

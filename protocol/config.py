@@ -20,6 +20,7 @@ from protocol.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
 MASK = "***"
+SECRET = ("api_key", "admin_key", "password")  # ends of the keys whose values are never shown
 TABLES = ("broker", "generator", "agent", "trainer")  # of one file; each process reads its own
 
 
@@ -58,6 +59,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _lay_over(settings: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    if _is_secret(key.strip()) or mask(text) != text:
+        raise ConfigError(
+            f"{key.strip()} is a secret, and other users of this machine see command lines: write it into the settings "
+            "file, or into an environment variable (ONTHEFLY_API_KEY, ONTHEFLY_ADMIN_KEY, ONTHEFLY_BROKER_URL)",
+            param=key.strip(),
+        )
     *tables, last = key.strip().split(".")
     if not equals or not tables or not all((*tables, last)):
         raise ConfigError(f"override {override!r} is not of the form table.key=value")
@@ -169,12 +176,14 @@ def _resolved(value: Any) -> Any:
 
 
 def _is_secret(key: str) -> bool:
-    return key.rpartition(".")[2].lower().endswith(("api_key", "password"))
+    """Whether a dotted key is a secret's, or one in a table of secrets."""
+    return any(part.endswith(SECRET) or part == "keys" for part in key.lower().split("."))
 
 
 def mask(value: Any) -> Any:
-    """A text with the credentials of any URL in it hidden; other values as they are."""
+    """A text with the credentials of any URL or Authorization header in it hidden; other values as they are."""
     if not isinstance(value, str):
         return value
     value = re.sub(r"://\S*@", f"://{MASK}@", value)
+    value = re.sub(r"\bBearer [!-~]+", f"Bearer {MASK}", value)
     return re.sub(r"([?&](?:password|api_key)=)[^&\s]*", rf"\1{MASK}", value)

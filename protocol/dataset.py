@@ -37,6 +37,11 @@ class DatasetConfig(BaseModel):
     max_pixels: int = Field(default=codec.MAX_PIXELS, ge=1)  # width x height past which a file counts as bad
     classes: list[str] | None = Field(default=None, min_length=2)  # label -> name; None: found in the data, sorted
     threads: int = Field(default=8, ge=1, le=256)  # that decode every picture once at the start
+    links_to: list[Path] = []  # folders outside root that symbolic links in it may lead to
+
+    def places(self) -> tuple[Path, ...]:
+        """The folders that every picture is in, links resolved."""
+        return tuple(path.resolve() for path in (self.root, *self.links_to))
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,13 @@ class Dataset:
         samples: Iterable[Entry],
         bad_files: Iterable[BadFileReport] = (),
         max_pixels: int = codec.MAX_PIXELS,
+        places: Sequence[Path] | None = None,
     ):
-        """Most callers want `open`."""
+        """Most callers want `open`. `places`: the only folders that pictures are read from; None: any."""
         self.classes = tuple(classes)  # label -> name; the same for every split
         self.samples = tuple(samples)
         self.bad_files = tuple(bad_files)
-        self._max_pixels = max_pixels
+        self._max_pixels, self._places = max_pixels, places
         self._by_id = {entry.id: entry for entry in self.samples}
 
     @classmethod
@@ -91,13 +97,14 @@ class Dataset:
         listed = list_split(config.root, config.split)
         classes = tuple(config.classes or class_names(config.root, config.split))
         entries = [_entry(config, item, classes) for item in listed]
+        places = config.places()
         with ThreadPoolExecutor(config.threads) as pool:
-            reasons = list(pool.map(lambda entry: _fault(entry.path, config.max_pixels), entries))
+            reasons = list(pool.map(lambda entry: _fault(entry.path, config.max_pixels, places), entries))
         bad = [BadFileReport(e.path, reason) for e, reason in zip(entries, reasons, strict=True) if reason is not None]
         _report(bad, config.on_bad_file)
         good = [entry for entry, reason in zip(entries, reasons, strict=True) if reason is None]
         _check_balance(good, classes, config)
-        return cls(classes, good, bad, config.max_pixels)
+        return cls(classes, good, bad, config.max_pixels, places)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -130,7 +137,7 @@ class Dataset:
         """
         entry = self.by_id(sample) if isinstance(sample, str) else self.samples[sample]
         try:
-            return _decode(entry.path, self._max_pixels)
+            return _decode(entry.path, self._max_pixels, self._places)
         except (OSError, InvalidImage) as error:
             raise BadFile(f"{entry.path} cannot be read any more ({error}): restore it and start again") from error
 
@@ -151,14 +158,17 @@ def _entry(config: DatasetConfig, item: Listed, classes: tuple[str, ...]) -> Ent
     )
 
 
-def _decode(path: Path, max_pixels: int) -> np.ndarray:
-    return codec.image_from_bytes(path.read_bytes(), max_pixels=max_pixels)
+def _decode(path: Path, max_pixels: int, places: Sequence[Path] | None) -> np.ndarray:
+    real = path.resolve()
+    if places is not None and not any(real.is_relative_to(place) for place in places):
+        raise InvalidImage(f"it leads out of the dataset, to {real}: copy the file, or name its folder in `links_to`")
+    return codec.image_from_bytes(real.read_bytes(), max_pixels=max_pixels)
 
 
-def _fault(path: Path, max_pixels: int) -> str | None:
+def _fault(path: Path, max_pixels: int, places: Sequence[Path]) -> str | None:
     """Why a file is bad; None when it is good."""
     try:
-        _decode(path, max_pixels)
+        _decode(path, max_pixels, places)
     except InvalidImage as error:
         return error.message
     except OSError as error:

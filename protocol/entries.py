@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from protocol.messages import Guidance, Message, Name, Scheduler, Seed, Steps, Unit, WeightsRef
 
 
@@ -49,6 +51,9 @@ class WorkUnit(Message):
     strength: Unit  # 1: from noise
     rows: list[WorkRow]
     init_blob: BlobRef | None = None  # uint8 "images" [rows, H, W, 3], when the feedback carried pixels
+    attempt: int = Field(default=1, ge=1)  # how often it is asked for: again when its answer was lost
+    request_id: str | None = None  # of the HTTP request that asked for it; None: it did not come by HTTP
+    traceparent: str | None = None  # W3C trace context of the span that planned it; None: not traced
 
 
 class Sample(Message):
@@ -89,8 +94,13 @@ class SampleBatch(Message):
     model_version: int
     weights: WeightsRef
     samples: list[Sample]
+    missing: list[str] = []  # ids of the samples that were asked for and failed
     blob: BlobRef | None  # uint8 "images" [samples, H, W, 3]; None when failed
     error: dict[str, Any] | None = None  # problem document
+    init_blob: BlobRef | None = None  # its work unit's, kept until the answer is taken in; None when failed
+    attempt: int = Field(default=1, ge=1)  # its work unit's
+    request_id: str | None = None  # its work unit's
+    traceparent: str | None = None  # of the span that made it, or else its work unit's
     worker: str
     started: float  # unix seconds: the denoising interval on the worker
     finished: float

@@ -6,19 +6,28 @@
     │   ├── UnknownClass                422     unknown_class
     │   ├── InvalidImage                422     invalid_image         not an image, or too large
     │   └── UnknownSource               422     unknown_source        feedback names a sample the service lacks
-    ├── Unauthorized                    401     unauthorized
+    ├── Unauthorized                    401     unauthorized          no key, or one that nobody has
+    ├── Forbidden                       403     forbidden             this key may not do that
     ├── NotFound                        404     not_found
     │   ├── UnknownWeights              404     unknown_weights
     │   ├── UnknownJob                  404     unknown_job
-    │   └── UnknownSample               404     unknown_sample
+    │   ├── UnknownSample               404     unknown_sample
+    │   ├── UnknownRun                  404     unknown_run
+    │   └── UnknownDeadLetter           404     unknown_dead_letter
     ├── Conflict                        409     conflict
     │   └── IdempotencyConflict         409     idempotency_conflict  same key, another body
+    ├── BodyTooSlow                     408     body_too_slow         it did not arrive in time
     ├── BodyTooLarge                    413     body_too_large
     ├── Retryable                       503     retryable             `retry_after` seconds
     │   ├── QueueFull                   429     queue_full
+    │   │   └── BrokerFull              429     broker_full           it is out of memory
+    │   ├── RateLimited                 429     rate_limited          this key asked too often
+    │   ├── Overloaded                  503     overloaded            too many requests at a time
     │   ├── NotReady                    503     not_ready
+    │   ├── NotEverywhere               503     not_everywhere        weights are active, but not on all replicas yet
     │   ├── BrokerUnavailable           503     broker_unavailable
     │   └── ServiceUnreachable          503     service_unreachable   raised by the client only
+    │       └── NotTheService           503     not_the_service       something else answers there
     ├── Cancelled                       409     cancelled             a job or request was cancelled
     ├── GenerationFailed                500     generation_failed     the backend raised; the cause is logged
     ├── ConfigError                     400     config_error          a settings file or flag; exit code 2
@@ -27,9 +36,12 @@
     ├── WeightsCorrupt                  500     weights_corrupt       digest or files do not match the manifest
     ├── BlobError                       500     blob_error
     │   ├── BlobCorrupt                 500     blob_corrupt          sha256 or size differs
-    │   └── BlobMissing                 500     blob_missing          expired or never written
+    │   └── BlobMissing                 410     blob_missing          expired or never written
+    ├── WrongWeights                    500     wrong_weights         samples were not made with the weights promised
     ├── CheckpointCorrupt               500     checkpoint_corrupt
-    └── TrainingDiverged                500     training_diverged     the loss is NaN or infinite
+    ├── DiskFull                        507     disk_full             nothing was written
+    ├── TrainingDiverged                500     training_diverged     the loss is NaN or infinite
+    └── PeerFailed                      500     peer_failed           another process of the run says why
 
 User mistakes raise one of these with a message that says what to do; invariants are asserts.
 On the wire each is an RFC 9457 problem document whose `error` member has OpenAI's shape.
@@ -88,6 +100,10 @@ class Unauthorized(OnTheFlyError):
     status, code = 401, "unauthorized"
 
 
+class Forbidden(OnTheFlyError):
+    status, code = 403, "forbidden"
+
+
 class NotFound(OnTheFlyError):
     status, code = 404, "not_found"
 
@@ -104,12 +120,24 @@ class UnknownSample(NotFound):
     code = "unknown_sample"
 
 
+class UnknownRun(NotFound):
+    code = "unknown_run"
+
+
+class UnknownDeadLetter(NotFound):
+    code = "unknown_dead_letter"
+
+
 class Conflict(OnTheFlyError):
     status, code = 409, "conflict"
 
 
 class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
+
+
+class BodyTooSlow(OnTheFlyError):
+    status, code = 408, "body_too_slow"
 
 
 class BodyTooLarge(OnTheFlyError):
@@ -129,8 +157,24 @@ class QueueFull(Retryable):
     status, code = 429, "queue_full"
 
 
+class BrokerFull(QueueFull):
+    code = "broker_full"
+
+
+class RateLimited(Retryable):
+    status, code = 429, "rate_limited"
+
+
+class Overloaded(Retryable):
+    code = "overloaded"
+
+
 class NotReady(Retryable):
     code = "not_ready"
+
+
+class NotEverywhere(Retryable):
+    code = "not_everywhere"
 
 
 class BrokerUnavailable(Retryable):
@@ -139,6 +183,10 @@ class BrokerUnavailable(Retryable):
 
 class ServiceUnreachable(Retryable):
     code = "service_unreachable"
+
+
+class NotTheService(ServiceUnreachable):
+    code = "not_the_service"
 
 
 class Cancelled(OnTheFlyError):
@@ -174,15 +222,27 @@ class BlobCorrupt(BlobError):
 
 
 class BlobMissing(BlobError):
-    code = "blob_missing"
+    status, code = 410, "blob_missing"
+
+
+class WrongWeights(OnTheFlyError):
+    code = "wrong_weights"
 
 
 class CheckpointCorrupt(OnTheFlyError):
     code = "checkpoint_corrupt"
 
 
+class DiskFull(OnTheFlyError):
+    status, code = 507, "disk_full"
+
+
 class TrainingDiverged(OnTheFlyError):
     code = "training_diverged"
+
+
+class PeerFailed(OnTheFlyError):
+    code = "peer_failed"
 
 
 def _tree(root: type[OnTheFlyError]) -> dict[str, type[OnTheFlyError]]:

@@ -21,9 +21,9 @@ Scheduler = Literal["ddim", "dpm-solver"]
 
 
 class Message(BaseModel):
-    """Base of all messages: immutable, unknown fields refused."""
+    """Base of all messages: immutable, unknown fields refused, and nothing converted: `true` and "1" are no numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 # ---------------------------------------------------------------- identity
@@ -69,6 +69,7 @@ class WeightsInfo(WeightsRef):
     created: float  # unix seconds
     active: bool
     metadata: dict[str, Any] = {}  # what the adaptation recorded: steps, last loss, ...
+    problem: str | None = None  # why it cannot be used, and the fields above say little; None: it can
 
 
 class WeightsList(Message):
@@ -113,7 +114,7 @@ class ImageGenerationRequest(Message):
 
 class GeneratedImage(Message):
     b64_json: str | None = None
-    url: str | None = None  # path of the image on this service
+    url: str | None = None  # of the image on this replica; the same key opens it
     revised_prompt: str | None = None  # the class name, for class-conditional weights
     sample_id: str
     seed: Seed
@@ -178,9 +179,10 @@ class JobEvent(Message):
 
     seq: int
     job: str
-    kind: Literal["status", "progress", "end"]  # "end" is the last one and carries the whole job
+    # "end" is the last one and carries the whole job; "skipped": those before `seq` are not kept any more
+    kind: Literal["status", "progress", "skipped", "end"]
     time: float
-    data: dict[str, Any]  # progress: step, steps, and loss for an adaptation
+    data: dict[str, Any]  # progress: step, steps, and loss for an adaptation; skipped: first and last
 
 
 # ---------------------------------------------------------------- feedback

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 
+CRASHED = 70  # exit status after an exception that is none of our errors
 GRACE_S = 10.0  # between asking this process to stop and stopping it
 
 

@@ -32,8 +32,15 @@ CONFINED = {
     "torch": ("generator_service/", "trainer/"),
     "fastapi": ("generator_service/",),
     "timm": ("trainer/", "generator_service/rl/"),
+    "opentelemetry": ("protocol/tracing.py",),
+    "prometheus_client": ("generator_service/", "trainer/telemetry.py"),
 }
-NO_TORCH = ("generator_service/app.py", "generator_service/routes.py", "trainer/settings.py", "trainer/__main__.py")
+NO_TORCH = (
+    "generator_service/app.py",
+    "generator_service/routes/__init__.py",
+    "trainer/settings.py",
+    "trainer/__main__.py",
+)
 PURE = (
     "trainer/selection/",
     "trainer/losses/",
@@ -122,3 +129,50 @@ def test_files_and_functions_stay_small(path: Path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 55, f"{path}:{node.lineno} {node.name}"
+
+
+UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}  # they run what they read
+FETCHING = {"requests", "aiohttp", "urllib.request", "urllib3", "http.client", "ftplib"}  # httpx has rooms of its own
+
+
+def dangers(tree: ast.AST) -> list[str]:
+    """Calls that run what they read: eval, exec, and loading without saying that it is only tensors."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        safe_load = options.get("weights_only") == "True"
+        if called in ("eval", "exec", "__import__") or options.get("allow_pickle", "False") != "False":
+            found.append(f"{node.lineno}: {called}")
+        if called.startswith("torch.") and called.endswith("load") and called != "torch.hub.load" and not safe_load:
+            found.append(f"{node.lineno}: {called}")
+        if options.get("trust_remote_code", "False") != "False" or options.get("use_safetensors", "True") != "True":
+            found.append(f"{node.lineno}: {called}")
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_nothing_that_is_read_is_run(path: Path):
+    modules = imports(path)
+    assert not {module.split(".")[0] for module in modules} & UNSAFE
+    assert not modules & FETCHING
+    assert dangers(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.serialization.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "eval(text)",
+        "exec(text)",
+        "Model.from_pretrained(name, trust_remote_code=True)",
+        "Model.from_pretrained(name, use_safetensors=False)",
+    ],
+)
+def test_what_would_run_it_is_recognised(code: str):
+    assert dangers(ast.parse(code))

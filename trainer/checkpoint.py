@@ -29,6 +29,9 @@ def save(folder: Path, state: dict[str, Any], *, updates: int) -> Path:
     Args:
         state: tensors, numbers, strings, and lists and dicts of them.
         updates: optimiser updates done; names the file.
+
+    Raises:
+        DiskFull: the newest checkpoint is still the one before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

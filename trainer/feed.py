@@ -1,59 +1,42 @@
 """The trainer's side of the conversation: feedback goes out over HTTP, batches come in from the queue.
 
-A background thread admits batches into the pool while the loop trains, and sends again what could not be sent. Owns
-staleness: `take(i)` waits for the answers to feedback i - K and hands out nothing older. Knows nothing of models.
+A background thread admits batches into the pool while the loop trains, sends again what could not be sent, and asks
+again for answers that cannot be read. Owns staleness: `take(i)` waits for the answers to feedback i - K and hands out
+nothing older. While the disk is full nothing is admitted, and the run waits. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from protocol.bus import Bus, Delivery
 from protocol.client import GeneratorClient
 from protocol.entries import SampleBatch
-from protocol.errors import BlobError, OnTheFlyError, Retryable, ServiceUnreachable
+from protocol.errors import BlobError, BrokerFull, DiskFull, OnTheFlyError, Retryable, ServiceUnreachable, WrongWeights
+from protocol.interruption import Interruption
 from protocol.messages import Feedback, FeedbackAccepted
+from trainer import correlation
 from trainer.durable import write_durably
 from trainer.journal import Journal
+from trainer.outage import Outage
 from trainer.pool import Candidate, Pool
 from trainer.settings import ServiceConfig
 
 LOOK_S = 1.0  # between looks at whether the broker was restarted
+RETRY_S = 1.0  # between tries, while the disk is full
+ATTEMPTS = 3  # at a unit whose answer cannot be read
 
 
-class Outage:
-    """Whether a peer is gone; says so once when it goes and once when it is back. Thread-safe."""
-
-    def __init__(self, peer: str, config: ServiceConfig, journal: Journal):
-        self.declared = False
-        self._peer, self._config, self._journal = peer, config, journal
-        self._since: float | None = None
-        self._lock = threading.Lock()
-
-    def failed(self, error: OnTheFlyError) -> None:
-        """The peer did not answer. Past the grace time that is an outage."""
-        with self._lock:
-            self._since = self._since or time.monotonic()
-            if not self.declared and time.monotonic() - self._since >= self._config.outage_grace_s:
-                self.declared = True
-                then = (
-                    "training goes on without it" if self._config.on_outage == "continue" else "training waits for it"
-                )
-                self._journal.event("outage", f"{self._peer} is gone, {then}: {error}", peer=self._peer)
-
-    @property
-    def failing(self) -> bool:
-        """Whether it did not answer the last time."""
-        return self._since is not None
-
-    def succeeded(self) -> None:
-        """The peer answered."""
-        with self._lock:
-            if self.declared:
-                self._journal.event("recovery", f"{self._peer} is back", peer=self._peer)
-            self._since, self.declared = None, False
+def _interruption(journal: Journal, what: str, over: str) -> Interruption:
+    return Interruption(
+        lambda error: journal.event(f"{what}_full", error.message), lambda: journal.event(f"{what}_recovered", over)
+    )
 
 
 class Feed:
@@ -62,7 +45,7 @@ class Feed:
     Args:
         staleness: K, in iterations.
         folder: the run's folder; each feedback is kept in `feedback/` before it is sent, so that a resumed run asks
-            the same question again.
+            the same question again, and what the service promised for it in `accepted/`.
     """
 
     def __init__(
@@ -79,19 +62,26 @@ class Feed:
         self.pool, self.journal, self.run, self.staleness = pool, journal, run, staleness
         self._config, self._client, self._bus = config, client, bus
         self._folder = folder / "feedback"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._promises = folder / "accepted"
+        for place in (self._folder, self._promises):
+            place.mkdir(parents=True, exist_ok=True)
         self._outbox: set[int] = set()  # feedback to send
         self._sending = threading.Lock()
-        self._accepted: dict[int, FeedbackAccepted] = {}
+        self._accepted = {
+            int(path.stem): FeedbackAccepted.model_validate_json(path.read_bytes())
+            for path in self._promises.glob("*.json")
+        }
         self._asked = {int(path.stem): Feedback.model_validate_json(path.read_text()) for path in self._kept()}
         self._service = Outage("the generator service", config, journal)
         self._broker = Outage("the broker", config, journal)
+        self._disk = _interruption(journal, "disk", "there is room on the disk again")
+        self._memory = _interruption(journal, "broker", "the broker has room again")
         self._failure: Exception | None = None
         self._send_after = 0.0  # monotonic: the service asked not to be asked before
         self._server, self._next_look = "", 0.0  # the broker's present life, and when to look again
         self._oldest = 0  # feedback whose answers are still of use
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._receive, name="feed", daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._receive,), name="feed", daemon=True)
 
     def _kept(self) -> list[Path]:
         return sorted(self._folder.glob("*.json"))
@@ -118,7 +108,8 @@ class Feed:
         Raises:
             InvalidRequest, NotFound, Unauthorized: the service refuses this feedback for good.
         """
-        write_durably(self._folder / f"{feedback.feedback:06d}.json", feedback.model_dump_json().encode())
+        body = feedback.model_dump_json().encode()
+        self._when_there_is_room(lambda: write_durably(self._folder / f"{feedback.feedback:06d}.json", body))
         with self._sending:
             self._asked[feedback.feedback] = feedback
             self._outbox.add(feedback.feedback)
@@ -143,14 +134,27 @@ class Feed:
                 if time.monotonic() < self._send_after:
                     return
                 try:
-                    self._accepted[number] = self._client.feedback(self._asked[number])
-                except Retryable as error:
-                    self._send_after = time.monotonic() + (error.retry_after or 0.0)
-                    if isinstance(error, ServiceUnreachable):
-                        self._service.failed(error)
+                    with correlation.sending(self._asked[number]):
+                        accepted = self._client.feedback(self._asked[number])
+                    write_durably(self._promises / f"{number:06d}.json", accepted.model_dump_json().encode())
+                except (Retryable, DiskFull) as error:
+                    self._put_off(error)
                     return
+                for peer in (self._disk, self._memory):
+                    peer.worked()
                 self._service.succeeded()
+                self._accepted[number] = accepted
                 self._outbox.discard(number)
+
+    def _put_off(self, error: OnTheFlyError) -> None:
+        """Feedback cannot be sent now, or (on a full disk) it cannot be noted that it was."""
+        self._send_after = time.monotonic() + (error.retry_after or RETRY_S)
+        if isinstance(error, ServiceUnreachable):
+            self._service.failed(error)
+        elif isinstance(error, BrokerFull):
+            self._memory.failed(error)
+        elif isinstance(error, DiskFull):
+            self._disk.failed(error)
 
     # ------------------------------------------------------------ in
 
@@ -165,11 +169,13 @@ class Feed:
             self._oldest = due
             for number in [number for number in self._outbox if number < due]:
                 self._outbox.discard(number)
-                self.journal.event(
-                    "unsent", f"feedback {number} was not accepted in time and is stale", feedback=number
-                )
+                if not self.pool.complete(number):  # else it was to be sent again, and the answers came all the same
+                    self.journal.event(
+                        "unsent", f"feedback {number} was not accepted in time and is stale", feedback=number
+                    )
         if due in self._asked:
             self._wait(due)
+        self.journal.dropped(iteration, self.pool.drop_stale(due), "stale")
         return self.pool.take(due)
 
     def _wait(self, due: int) -> None:
@@ -183,6 +189,8 @@ class Feed:
             if now >= next_probe:
                 self._probe()
                 next_probe = now + 1.0
+            if self._disk.on:
+                deadline = now + self._config.answer_timeout_s
             if self._service.failing or self._broker.failing:
                 if self._config.on_outage == "continue" and (self._service.declared or self._broker.declared):
                     return
@@ -216,7 +224,11 @@ class Feed:
                 self._broker.succeeded()
                 self._notice_restart()
                 if delivery is not None:
-                    self._admit(delivery)
+                    with correlation.admitting(delivery.message):
+                        self._when_there_is_room(partial(self._admit, delivery))
+            except BrokerFull as error:
+                self._memory.failed(error)
+                self._stop.wait(RETRY_S)
             except Retryable as error:
                 self._broker.failed(error)
                 self._stop.wait(0.5)
@@ -233,24 +245,56 @@ class Feed:
             self._ask_again()
         self._server = server
 
+    def _when_there_is_room(self, write: Callable[[], None]) -> None:
+        """Try until the disk takes it, or the feed stops. What is not admitted stays on the queue, whose gate then
+        holds the generators up."""
+        while not self._stop.is_set():
+            try:
+                write()
+            except DiskFull as error:
+                self._disk.failed(error)
+                self._stop.wait(RETRY_S)
+            else:
+                self._disk.worked()
+                return
+
     def _admit(self, delivery: Delivery[SampleBatch]) -> None:
-        """Make a batch durable, then acknowledge it."""
+        """Make a batch durable, then acknowledge it. Raises DiskFull."""
         batch, data = delivery.message, None
         asked = self._asked.get(batch.feedback)
         if asked is None or not batch.unit_id.endswith(asked.fingerprint()):
             self.journal.event("foreign", f"batch {batch.unit_id} answers no question of this run", unit=batch.unit_id)
             self._bus.ack_batch(delivery)
             return
-        if batch.blob is not None:
+        with self._sending:  # an answer may overtake the reply that promises it
+            promised = self._accepted.get(batch.feedback)
+        if batch.samples and promised is not None and batch.weights != promised.weights:
+            wrong = WrongWeights(f"it was made with {batch.weights}, and {promised.weights} was promised")
+            batch = batch.model_copy(update={"weights": promised.weights})  # to be made with
+            self._lost(replace(delivery, message=batch), wrong)
+            return
+        if batch.blob is not None and not self.pool.answered(batch):
             try:
                 data = self._bus.get_blob(batch.blob)
             except BlobError as error:
-                self.journal.event("blob", f"batch {batch.unit_id} is lost: {error}", unit=batch.unit_id)
-                batch = batch.model_copy(update={"samples": [], "blob": None, "error": error.to_problem()})
+                self._lost(delivery, error)
+                return
         elif batch.error is not None:
             self.journal.event("failed", f"unit {batch.unit_id} failed: {batch.error['detail']}", unit=batch.unit_id)
         if self.pool.admit(batch, data):
-            self.journal.interval(
-                "generator", "generate", batch.started, batch.finished, feedback=batch.feedback, unit=batch.unit
-            )
+            correlation.admitted(batch, self.journal)
         self._bus.ack_batch(delivery)
+
+    def _lost(self, delivery: Delivery[SampleBatch], error: OnTheFlyError) -> None:
+        """A batch's pixels cannot be had, or are not those that were promised: its unit is asked for again, and after
+        some attempts given up as a dead letter, which an operator may retry."""
+        batch = delivery.message
+        details = {"unit": batch.unit_id, "attempt": batch.attempt}
+        if batch.attempt < ATTEMPTS:
+            self.journal.event(error.code, f"batch {batch.unit_id} is lost and asked for again: {error}", **details)
+            self._bus.lost.ask_again(delivery)
+            return
+        failed = {"samples": [], "missing": [sample.id for sample in batch.samples], "blob": None, "init_blob": None}
+        self.pool.admit(batch.model_copy(update=failed | {"error": error.to_problem()}), None)
+        self.journal.event(error.code, f"batch {batch.unit_id} is lost and given up: {error}", **details)
+        self._bus.lost.give_up(delivery, error.to_problem())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import ConfigError
-from trainer.durable import write_durably
+from trainer.durable import remove_partial, write_durably
 
 log = logging.getLogger("trainer")
 
@@ -20,7 +20,8 @@ MADE_FOR = "made_for.json"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other trainers out of the folder while the block runs; a trainer that dies lets go of it.
+    """Keep other trainers out of the folder while the block runs; a trainer that dies lets go of it. What it was
+    writing then is removed.
 
     Raises:
         ConfigError: another trainer has it.
@@ -33,6 +34,7 @@ def held(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"another trainer is at work in {folder}: wait for it, or choose another trainer.run"
             ) from error
+        remove_partial(folder)
         yield
 
 

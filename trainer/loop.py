@@ -1,12 +1,14 @@
 """The only training loop, for every task and every mode: GenDataAgent's Algorithm 1, with lookahead before each update.
 
-What is generated, how it travels, and what the model looks like is not known here.
+What is generated, how it travels, and what the model looks like is not known here. When several processes train the
+run, each goes through this same loop with its own part of the rows (`run.processes`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from trainer import registry
 from trainer.data.batches import Batch, derive
 from trainer.data.images import SyntheticImages
+from trainer.measure import measure
 from trainer.pool import Candidate
 from trainer.run import Position, Run
 from trainer.selection import feedback, vog
@@ -29,13 +32,14 @@ def train(run: Run, source: Source, after_update: Callable[[Run], None] = lambda
         after_update: called after every optimiser update; what it raises stops the run.
     """
     while run.at.iteration < run.config.iterations:
-        if run.at.done == 0:  # else: resumed within an iteration, whose samples are known
-            gather(run, source)
-        with run.journal.timed("train", iteration=run.at.iteration):
-            for batch in run.batches():
-                update(run, batch)
-                after_update(run)
-        finish(run)
+        with run.journal.iteration(run.at.iteration):
+            if run.at.done == 0:  # else: resumed within an iteration, whose samples are known
+                gather(run, source)
+            with run.journal.timed("train", iteration=run.at.iteration):
+                for batch in run.batches():
+                    update(run, batch)
+                    after_update(run)
+            finish(run)
 
 
 def gather(run: Run, source: Source) -> None:
@@ -61,14 +65,18 @@ def hardest(run: Run) -> tuple[list[int], list[float]]:
 def keep(run: Run, candidates: Sequence[Candidate]) -> None:
     """Choose this iteration's synthetic training set: drop near copies (if set), and the lowest VoG of each class."""
     allowed = [c for c in candidates if not (run.config.drop_near_copies and c.sample.near_copy)]
-    data = SyntheticImages(allowed, run.real.size)
+    copies = [c for c in candidates if run.config.drop_near_copies and c.sample.near_copy]
+    run.journal.dropped(run.at.iteration, copies, "near copy")
+    data = run.with_pixels(allowed)
     kept = torch.ones(len(data), dtype=torch.bool)
     scores = torch.full((len(data),), math.nan)
     if run.config.vog.enabled and len(data):
         with run.journal.timed("vog", iteration=run.at.iteration):
-            x, y = run.inputs(data.images), data.labels.to(run.device)
+            part = run.processes.part(len(data))
+            x, y = run.inputs(data.images[part]), data.labels[part].to(run.device)
             spread = run.config.vog.spread
-            scores = vog.vog(run.model, run.snapshots, x, y, logit=run.task.true_logit, spread=spread).cpu()
+            own = vog.vog(run.model, run.snapshots, x, y, logit=run.task.true_logit, spread=spread)
+            scores = run.processes.gather(own.cpu(), len(data))
             kept = vog.keep(scores, data.labels, run.config.vog.fraction)  # eq. 7
     run.journal.selection(run.at.iteration, data.candidates, scores.tolist(), kept.tolist())
     run.synthetic = data.subset(kept)
@@ -86,18 +94,26 @@ def update(run: Run, batch: Batch) -> None:
     rate = run.learning_rate()
     run.model.train()
     chosen = select(run, x, y, synthetic, rate)
-    with run.autocast():
-        losses = run.task.losses(run.model(x[chosen]), y[chosen])
-    run.check_finite(losses)
+    own = chosen[run.processes.part(len(chosen))]
+    with run.training_pass():
+        losses = run.task.losses(run.replica(x[own]), y[own])
+    loss = run.check_finite(run.processes.mean(losses))
     run.optimizer.param_groups[0]["lr"] = rate
     run.optimizer.zero_grad()
-    losses.mean().backward()
+    loss.backward()
     run.optimizer.step()
     run.advance(losses.detach(), synthetic, chosen)
 
 
 def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: float) -> Tensor:
-    """Which rows of a mixed batch to train on: all real ones and what lookahead keeps. Bool [B]."""
+    """Which rows of a mixed batch to train on: all real ones and what lookahead keeps.
+
+    Args:
+        x, y: the rows of this process. synthetic: bool [B], of the whole batch.
+
+    Returns:
+        bool [B].
+    """
     settings = run.config.lookahead
     if not settings.enabled:
         return torch.ones_like(synthetic)
@@ -109,17 +125,20 @@ def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: flo
         synthetic,
         virtual_lr=settings.virtual_lr or learning_rate,
         keep=settings.keep,
-        autocast=run.autocast,
+        context=run.training_pass,
+        mean=run.processes.mean,
+        average=run.processes.average,
+        gather=partial(run.processes.gather, total=len(synthetic)),
     )
 
 
 def finish(run: Run) -> None:
     """End of an iteration: evaluate, keep the checkpoint that VoG will compare, save."""
     with run.journal.timed("evaluate", iteration=run.at.iteration):
-        run.journal.metrics(run.measure())
+        run.journal.metrics(measure(run))
     if run.at.iteration < run.config.warmup_iterations:
         run.snapshots.append({name: value.detach().clone() for name, value in run.model.state_dict().items()})
     run.at = Position(iteration=run.at.iteration + 1, updates=run.at.updates)
-    run.synthetic = SyntheticImages([], run.real.size)
+    run.synthetic = SyntheticImages.none(run.real.size)
     with run.journal.timed("save", iteration=run.at.iteration - 1):
         run.save()

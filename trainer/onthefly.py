@@ -42,7 +42,8 @@ class OnTheFly:
         overrides: `table.key=value` over the file.
 
     Raises:
-        ConfigError, DatasetError, CheckpointCorrupt, BrokerUnavailable: when the context is entered.
+        ConfigError, DatasetError, CheckpointCorrupt, BrokerUnavailable: when the context is entered. ConfigError also
+            under torchrun: several processes train a run with `onthefly train --processes`.
     """
 
     def __init__(
@@ -62,17 +63,18 @@ class OnTheFly:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, at)
         if kind is None:
             summary.write(self.config.folder)
 
     def __iter__(self) -> Iterator[int]:
         """The iterations that remain: before each, samples are gathered; after each, all is evaluated and saved."""
         while self._run.at.iteration < self.config.iterations:
-            loop.gather(self._run, self._source)
-            with self._run.journal.timed("train", iteration=self._run.at.iteration):
-                yield self._run.at.iteration
-            loop.finish(self._run)
+            with self._run.journal.iteration(self._run.at.iteration):
+                loop.gather(self._run, self._source)
+                with self._run.journal.timed("train", iteration=self._run.at.iteration):
+                    yield self._run.at.iteration
+                loop.finish(self._run)
 
     @property
     def real(self) -> RealImages:

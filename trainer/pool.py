@@ -44,10 +44,10 @@ class Pool:
     def __init__(self, folder: Path):
         self.folder = folder
         self.changed = threading.Condition()
-        self.stale = 0  # samples dropped because they came too late
         self._batches: dict[tuple[int, int], SampleBatch] = {}
         self._unused: dict[str, Candidate] = {}
-        self._used: set[str] = set()
+        self._used: set[str] = set()  # ids handed out
+        self._stale: set[str] = set()  # ids dropped because they came too late
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
             try:
@@ -58,13 +58,18 @@ class Pool:
     # ------------------------------------------------------------ admission
 
     def admit(self, batch: SampleBatch, data: bytes | None) -> bool:
-        """Write a batch durably, then count its samples as unused. False when it was admitted before.
+        """Write a batch durably, then count its samples as unused. False when the unit was answered before.
+
+        The answer of a unit that had failed, and was tried again, takes the failure's place.
 
         Args:
             data: the batch's blob, verified; None for a failed unit.
+
+        Raises:
+            DiskFull: nothing is admitted; call again.
         """
         with self.changed:
-            if (batch.feedback, batch.unit) in self._batches:
+            if self.answered(batch):
                 return False
             if data is not None:
                 write_durably(self._file(batch).with_suffix(".safetensors"), data)
@@ -73,6 +78,11 @@ class Pool:
             self.changed.notify_all()
             return True
 
+    def answered(self, batch: SampleBatch) -> bool:
+        """Whether the batch's unit was answered before, so that the batch is of no use."""
+        before = self._batches.get((batch.feedback, batch.unit))
+        return before is not None and (before.error is None or batch.error is not None)
+
     def _file(self, batch: SampleBatch) -> Path:
         return self.folder / f"{batch.feedback:06d}-{batch.unit:06d}"
 
@@ -80,7 +90,7 @@ class Pool:
         self._batches[batch.feedback, batch.unit] = batch
         file = self._file(batch).with_suffix(".safetensors")
         for candidate in _candidates(batch, file):
-            if candidate.sample.id not in self._used:
+            if candidate.sample.id not in self._used and candidate.sample.id not in self._stale:
                 self._unused[candidate.sample.id] = candidate
 
     # ------------------------------------------------------------ what has been answered
@@ -97,17 +107,29 @@ class Pool:
 
     # ------------------------------------------------------------ handing out
 
-    def take(self, oldest: int) -> list[Candidate]:
-        """Every unused sample of feedback `oldest` or newer, once, in the order (feedback, source, index).
-
-        Unused samples of older feedback are stale: dropped and counted.
-        """
+    def drop_stale(self, oldest: int) -> list[Candidate]:
+        """Drop the unused samples that are older than feedback `oldest`; returns them, in order."""
         with self.changed:
-            self._drop_stale(oldest)
-            taken = sorted(self._unused.values(), key=lambda candidate: candidate.order)
-            self._used.update(candidate.sample.id for candidate in taken)
-            self._unused.clear()
-            return taken
+            late = {name: candidate for name, candidate in self._unused.items() if candidate.order[0] < oldest}
+            self._stale.update(late)
+            return self._withdraw(late)
+
+    def take(self, oldest: int) -> list[Candidate]:
+        """Every unused sample of feedback `oldest` or newer, once, in the order (feedback, source, index)."""
+        with self.changed:
+            taken = {name: candidate for name, candidate in self._unused.items() if candidate.order[0] >= oldest}
+            self._used.update(taken)
+            return self._withdraw(taken)
+
+    def _withdraw(self, chosen: dict[str, Candidate]) -> list[Candidate]:
+        for name in chosen:
+            del self._unused[name]
+        return sorted(chosen.values(), key=lambda candidate: candidate.order)
+
+    @property
+    def stale(self) -> int:
+        """How many samples were dropped because they came too late."""
+        return len(self._stale)
 
     @property
     def unused(self) -> int:
@@ -129,25 +151,17 @@ class Pool:
         by_id = {candidate.sample.id: candidate for candidate in self.everything()}
         return [by_id[name] for name in ids]
 
-    def _drop_stale(self, oldest: int) -> None:
-        old = [name for name, candidate in self._unused.items() if (candidate.sample.feedback or 0) < oldest]
-        for name in old:
-            del self._unused[name]
-        self._used.update(old)
-        self.stale += len(old)
-
     # ------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the files: the ids already used or dropped."""
+        """What a checkpoint needs beside the files: the ids handed out, and those dropped as stale."""
         with self.changed:
-            return {"used": sorted(self._used), "stale": self.stale}
+            return {"used": sorted(self._used), "stale": sorted(self._stale)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a checkpoint: batches admitted since then are unused again."""
         with self.changed:
-            self._used = set(state["used"])
-            self.stale = state["stale"]
+            self._used, self._stale = set(state["used"]), set(state["stale"])
             self._unused.clear()
             for batch in self._batches.values():
                 self._enlist(batch)

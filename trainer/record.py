@@ -13,7 +13,7 @@ from typing import Any
 from protocol import config
 from protocol.entries import Sample, SampleBatch
 from protocol.errors import ConfigError
-from protocol.messages import Feedback
+from protocol.messages import Feedback, FeedbackAccepted
 from trainer.settings import TrainerConfig
 
 Row = dict[str, Any]
@@ -28,9 +28,10 @@ class Record:
     settings: str  # the text of settings.toml
     metrics: list[Row]  # one an iteration that is finished
     trace: list[Row]  # one an interval
-    selection: list[Row]  # one a candidate and iteration
+    selection: list[Row]  # one a sample and iteration
     events: list[Row]
     feedback: list[Feedback]  # by iteration
+    accepted: list[FeedbackAccepted]  # by iteration; what the service promised for it
     batches: list[SampleBatch]  # by (feedback, unit); failed units included
 
     @classmethod
@@ -55,6 +56,9 @@ class Record:
             selection=rows(folder / "selection.jsonl"),
             events=rows(folder / "events.jsonl"),
             feedback=[Feedback.model_validate_json(path.read_bytes()) for path in _documents(folder / "feedback")],
+            accepted=[
+                FeedbackAccepted.model_validate_json(path.read_bytes()) for path in _documents(folder / "accepted")
+            ],
             batches=[SampleBatch.model_validate_json(path.read_bytes()) for path in _documents(folder / "batches")],
         )
 

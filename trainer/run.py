@@ -5,23 +5,25 @@ The algorithm itself is in `loop`; this is what it acts on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from protocol.errors import ConfigError, TrainingDiverged
+from protocol.errors import ConfigError, DiskFull, TrainingDiverged
 from trainer import checkpoint, folder
 from trainer.data.batches import Batch, batches, batches_an_epoch, schedule
-from trainer.data.images import RealImages, SyntheticImages
-from trainer.evaluate import Evaluation, evaluate, gradient_magnitude, train_val_gap
+from trainer.data.images import RealImages, SyntheticImages, read
 from trainer.journal import Journal
-from trainer.pool import Pool
+from trainer.parallel import OneProcess
+from trainer.pool import Candidate, Pool
 from trainer.settings import OptimizerConfig, TrainerConfig
+from trainer.source import of_first
 from trainer.tasks.interface import Task
 
 EVALUATION_ROWS = 256  # rows of one forward pass without gradients
@@ -52,7 +54,8 @@ class Run:
 
     Args:
         real, test: images to train and to evaluate on; test is None when nothing is held out.
-        pool: every synthetic sample that has arrived.
+        pool: every synthetic sample that has arrived; only the first process has it.
+        processes: this one, among those that train the run.
         model, optimizer: None: the task's own, and SGD as the settings say.
     """
 
@@ -62,14 +65,15 @@ class Run:
         task: Task,
         real: RealImages,
         test: RealImages | None,
-        pool: Pool,
+        pool: Pool | None,
         journal: Journal,
+        processes: OneProcess,
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ):
         self.config, self.task, self.real, self.test = config, task, real, test
         self.pool, self.journal = pool, journal
-        self.device = _device(config.device)
+        self.processes, self.device = processes, processes.device
         torch.manual_seed(config.seed)
         self.model = (task.build_model() if model is None else model).to(self.device)
         self.optimizer = optimizer or torch.optim.SGD(
@@ -79,8 +83,9 @@ class Run:
             weight_decay=config.optimizer.weight_decay,
         )
         self.snapshots: list[dict[str, Tensor]] = []  # the checkpoints that VoG compares
-        self.synthetic = SyntheticImages([], real.size)  # this iteration's
+        self.synthetic = SyntheticImages.none(real.size)  # this iteration's
         self.at = Position()
+        self.disk_full = False  # so that the last checkpoint could not be written
 
     # ------------------------------------------------------------ data
 
@@ -88,18 +93,33 @@ class Run:
         """uint8 [B, S, S, 3] -> the model's normalised input [B, 3, S, S] on the device."""
         return self.task.preprocess(images.to(self.device))
 
+    def with_pixels(self, candidates: Sequence[Candidate]) -> SyntheticImages:
+        """Candidates and their images, which the first process reads from the run's folder for all."""
+        return SyntheticImages(candidates, self.processes.first(lambda: read(candidates, self.real.size)))
+
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Input [B, 3, S, S], labels [B] and the synthetic mask [B] of one batch, on the device."""
+        """On the device, input [b, 3, S, S] and labels [b] of the rows of a batch that this process holds, and the
+        synthetic mask [B] of the whole batch."""
+        total = len(batch.synthetic)
         generator = torch.Generator().manual_seed(batch.seed)
-        x = self.task.augment(self.inputs(batch.images), generator)
+        x = self.task.augment(self.inputs(batch.images), generator, self.processes.part(total).start, total)
+        self.processes.draw_apart(batch.seed)
         return x, batch.labels.to(self.device), batch.synthetic.to(self.device)
 
     def batches(self) -> Iterator[Batch]:
         """The batches of this iteration that are still to do."""
         data = ConcatDataset([self.real, self.synthetic]) if len(self.synthetic) else self.real
         seed, iteration = self.config.seed, self.at.iteration
-        chosen = schedule(len(data), self.config.batch_size, self.steps(), seed, iteration)
-        return batches(data, chosen, seed=seed, iteration=iteration, start=self.at.done, workers=self.config.workers)
+        return batches(
+            data,
+            schedule(len(data), self.config.batch_size, self.steps(), seed, iteration),
+            real=len(self.real),
+            seed=seed,
+            iteration=iteration,
+            start=self.at.done,
+            workers=self.config.workers,
+            part=self.processes.part,
+        )
 
     def steps(self) -> int:
         """Updates of this iteration: its epochs over real and synthetic rows, unless their number is set."""
@@ -115,6 +135,17 @@ class Run:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    @contextmanager
+    def training_pass(self) -> Iterator[None]:
+        """A forward pass in train mode, and its losses; every process goes through it."""
+        with self.autocast(), self.processes.statistics():
+            yield
+
+    @cached_property
+    def replica(self) -> nn.Module:
+        """The model, for the pass of an update: every process is left with the gradients of the whole batch."""
+        return self.processes.replica(self.model)
+
     def learning_rate(self) -> float:
         """Multistep decay by the epochs done (GenDataAgent Table 12)."""
         epoch = self.at.iteration * self.config.epochs + self.at.done * self.config.epochs // self.steps()
@@ -122,12 +153,13 @@ class Run:
 
     def predict(self, data: RealImages | SyntheticImages) -> Tensor:
         """Logits [N, C] of every row, un-augmented, model in eval mode; on the CPU. Raises TrainingDiverged."""
-        outputs = []
-        for start in range(0, len(data), EVALUATION_ROWS):
-            x = self.inputs(data.images[start : start + EVALUATION_ROWS])
+        part = self.processes.part(len(data))
+        outputs = [torch.empty(0, len(self.task.classes))]
+        for start in range(part.start, part.stop, EVALUATION_ROWS):
+            x = self.inputs(data.images[start : min(start + EVALUATION_ROWS, part.stop)])
             with self.autocast():
                 outputs.append(self.task.predict(self.model, x).float().cpu())
-        return self.check_finite(torch.cat(outputs))
+        return self.check_finite(self.processes.gather(torch.cat(outputs), len(data)))
 
     def check_finite(self, values: Tensor) -> Tensor:
         """The values themselves. Raises TrainingDiverged when one is NaN or infinite: nothing bad is ever saved."""
@@ -139,53 +171,16 @@ class Run:
             )
         return values
 
-    def evaluate(self, data: RealImages | SyntheticImages) -> Evaluation:
-        """Accuracy of the model on un-augmented rows."""
-        return evaluate(self.predict(data), data.labels, len(self.task.classes))
-
-    def measure(self) -> dict[str, Any]:
-        """The numbers of the iteration that ends now: one line of metrics.jsonl."""
-        train = self.evaluate(self.real)
-        row: dict[str, Any] = {
-            "iteration": self.at.iteration,
-            "updates": self.at.updates,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "loss_real": self.at.mean("real_loss", "real_rows"),
-            "loss_synthetic": self.at.mean("synthetic_loss", "synthetic_rows"),
-            "train_top1": train.top1,
-            "gradient_real": self.gradient(self.real),
-            "gradient_synthetic": self.gradient(self.synthetic),
-            **{name: self.at.sums.get(name, 0.0) for name in COUNTS},
-            "stale": self.pool.stale,
-        }
-        if len(self.synthetic):
-            row["synthetic_top1"] = self.evaluate(self.synthetic).top1
-        if self.test is not None:
-            held_out = self.evaluate(self.test)
-            row |= {
-                "test_top1": held_out.top1,
-                "worst_case_disparity": held_out.worst_case_disparity,
-                "per_class": held_out.per_class,
-                "train_val_gap": train_val_gap(train, held_out),
-            }
-        return row
-
-    def gradient(self, data: RealImages | SyntheticImages) -> float | None:
-        """Mean gradient norm of the first rows of a set (GenDataAgent Figure 6b); None for an empty one."""
-        rows = slice(self.config.gradient_rows)
-        if not len(data.labels[rows]):
-            return None
-        x, y = self.inputs(data.images[rows]), data.labels[rows].to(self.device)
-        return gradient_magnitude(self.task, self.model, x, y)
-
     def advance(self, losses: Tensor, synthetic: Tensor, chosen: Tensor) -> None:
         """Count one update that is done, and save when that is due.
 
         Args:
-            losses: of the rows trained on [chosen.sum()]. synthetic, chosen: bool [B] over the mixed batch.
+            losses: of the rows trained on in this process. synthetic, chosen: bool [B] over the mixed batch.
         """
-        made = synthetic[chosen]
-        self.at.add(real_loss=float(losses[~made].sum()), synthetic_loss=float(losses[made].sum()))
+        part = self.processes.part(len(synthetic))
+        made = synthetic[part][chosen[part]]
+        sums = {"real_loss": float(losses[~made].sum()), "synthetic_loss": float(losses[made].sum())}
+        self.at.add(**self.processes.totals(sums))
         self.count(synthetic, chosen)
         self.at.done += 1
         every = self.config.checkpoint_every
@@ -204,7 +199,12 @@ class Run:
     # ------------------------------------------------------------ checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint. Raises TrainingDiverged rather than keep weights that are not numbers."""
+        """Write a checkpoint, in the first process. Raises as `_save`."""
+        self.processes.first(self._save)
+
+    def _save(self) -> None:
+        """Write a checkpoint; while the disk is full, the run goes on with the one before. Raises DiskFull at the end
+        of the run, and TrainingDiverged rather than keep weights that are not numbers."""
         for parameter in self.model.parameters():
             self.check_finite(parameter.detach())
         state = {
@@ -215,7 +215,16 @@ class Run:
             "pool": self.pool.state_dict(),
             "rng": checkpoint.rng_state(),
         }
-        checkpoint.save(self.config.folder / "checkpoints", state, updates=self.at.updates)
+        try:
+            self.journal.sync()
+            checkpoint.save(self.config.folder / "checkpoints", state, updates=self.at.updates)
+            self.disk_full = False
+        except DiskFull as error:
+            if self.at.iteration == self.config.iterations:
+                raise
+            if not self.disk_full:
+                self.journal.event("disk_full", f"training goes on without new checkpoints: {error}")
+            self.disk_full = True
 
     def restore(self) -> bool:
         """Go on from the newest checkpoint; False when there is none.
@@ -224,26 +233,38 @@ class Run:
             CheckpointCorrupt: it is there but damaged.
             ConfigError: the folder was made with settings, data or a model that do not fit these.
         """
+        state = self.processes.first(self._saved)
+        if state is None:
+            return False
+        self.at = Position(**state["position"])
+        with self.processes.together():
+            try:
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            except (RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"{self.config.folder} holds a run with another model or optimizer: {error}. Use those to go on, "
+                    "choose another trainer.run, or start anew with --fresh"
+                ) from error
+        self.snapshots = state["snapshots"]
+        self.synthetic = self.with_pixels(of_first(self.processes, lambda: self._go_back(state)))
+        checkpoint.load_rng_state(state["rng"])
+        return True
+
+    def _saved(self) -> dict[str, Any] | None:
+        """The newest checkpoint of the folder."""
         folder.check_made_for(self.config.folder, self._made_for())
         state = checkpoint.load(self.config.folder / "checkpoints")
         if state is None:
             self.journal.rewind(0, selected=False)
-            return False
-        self.at = Position(**state["position"])
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"{self.config.folder} holds a run with another model or optimizer: {error}. Use those to go on, "
-                "choose another trainer.run, or start anew with --fresh"
-            ) from error
-        self.snapshots = state["snapshots"]
+            return None
+        return state
+
+    def _go_back(self, state: dict[str, Any]) -> list[Candidate]:
+        """Pool and journal as they were at a checkpoint, and the synthetic training set of then."""
         self.pool.load_state_dict(state["pool"])
-        self.synthetic = SyntheticImages(self.pool.find(self.at.kept), self.real.size)
         self.journal.rewind(self.at.iteration, selected=self.at.done > 0)
-        checkpoint.load_rng_state(state["rng"])
-        return True
+        return self.pool.find(self.at.kept)
 
     def _made_for(self) -> dict[str, Any]:
         """What must be the same for a run's folder to fit."""
@@ -260,28 +281,6 @@ class Run:
         }
 
 
-COUNTS = (
-    "candidates",  # samples handed to this iteration
-    "near_copies",  # of them, dropped as near copies of a real one
-    "vog_dropped",  # of the rest, dropped by VoG; what remains is the synthetic training set
-    "real_rows",  # rows trained on
-    "synthetic_rows",  # rows trained on, after lookahead
-    "lookahead_seen",  # synthetic rows that lookahead scored
-)
-
-
 def multistep(config: OptimizerConfig, epoch: int) -> float:
     """Learning rate of an epoch: decayed once for each decay epoch that is past."""
     return config.learning_rate * config.decay_rate ** sum(epoch >= milestone for milestone in config.decay_epochs)
-
-
-def _device(name: str) -> torch.device:
-    """Raises ConfigError for a device that this machine does not have."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f'trainer.device = {name!r} is not to be had: {error}. Set "cpu" or "auto"', param="device"
-        ) from error

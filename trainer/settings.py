@@ -58,7 +58,7 @@ class LookaheadConfig(Table):
 class ServiceConfig(Table):
     """The generator service this trainer asks."""
 
-    url: str = "http://127.0.0.1:8000"
+    url: str | list[str] = "http://127.0.0.1:8000"  # of its replicas, if several: the next is asked when one is away
     api_key: str | None = None  # None: environment variable ONTHEFLY_API_KEY, if set
     timeout_s: Positive = 10.0  # of one HTTP request
     answer_timeout_s: Positive = 600.0  # how long an iteration waits for the answers it is due
@@ -72,15 +72,15 @@ class TrainerConfig(Table):
     run: Name = "run"
     runs_dir: Path = Path("runs")  # the run's folder is runs_dir/run
     seed: int = Field(default=0, ge=0, lt=2**63)
-    device: str = "auto"  # "cpu", "cuda", "cuda:1"; auto: cuda when there is one
-    threads: int | None = Field(default=None, ge=1)  # torch CPU threads; None: torch's own choice
+    device: str = "auto"  # "cpu", "cuda", "cuda:1"; auto: cuda when there is one; several processes: a GPU for each
+    threads: int | None = Field(default=None, ge=1)  # torch CPU threads of each process; None: torch's own choice
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
 
     dataset: DatasetConfig
     test_split: str = "test"  # split of the same dataset to evaluate on; "": nothing is held out
     drop_near_copies: bool = False  # drop synthetic samples that the service flags as near copies of a real one
     workers: int = Field(default=0, ge=0)  # data loading processes; 0: in this process
-    cache_gib: Annotated[float, Field(ge=0.0)] = 4.0  # decoded images are kept in memory up to this size
+    cache_gib: Annotated[float, Field(ge=0.0)] = 4.0  # decoded images kept in memory, up to this size in each process
 
     task: str = "classification"  # registry kind "task"
     model: dict[str, Any] = {}  # the task's own settings, see its Config
@@ -94,9 +94,12 @@ class TrainerConfig(Table):
     warmup_iterations: int = Field(default=3, ge=0)  # real data only; one VoG checkpoint at the end of each
     epochs: int = Field(default=10, ge=1)  # of each iteration
     steps_per_iteration: int | None = Field(default=None, ge=1)  # fixes the updates instead of the epochs
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=128, ge=1)  # of all processes together: the paper's 128 on each of 8 GPUs are 1024
     gradient_rows: int = Field(default=64, ge=0)  # rows whose gradient norm is measured each iteration; 0: none
     checkpoint_every: int | None = Field(default=None, ge=1)  # updates between checkpoints; None: each iteration's end
+
+    metrics_port: int = Field(default=0, ge=0, le=65535)  # of this trainer's page of Prometheus metrics; 0: none
+    metrics_host: str = "127.0.0.1"  # address to serve that page on; nobody is asked for a key
 
     optimizer: OptimizerConfig = OptimizerConfig()
     feedback: FeedbackConfig = FeedbackConfig()

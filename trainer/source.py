@@ -5,13 +5,16 @@ Each source answers the same two calls, so that the loop does not know which mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from protocol import codec
 from protocol.dataset import Dataset
+from protocol.entries import Sample
 from protocol.messages import Feedback, MarginalSample
 from trainer.feed import Feed
+from trainer.parallel import OneProcess
 from trainer.pool import Candidate
 from trainer.settings import TrainerConfig
 
@@ -78,6 +81,35 @@ class OfflinePool:
             return everything
         sources = {self._dataset.samples[index].id for index in marginal}
         return [candidate for candidate in everything if candidate.sample.source_id in sources]
+
+
+class Shared:
+    """The first process's source, for all processes of a run; only that one has it."""
+
+    def __init__(self, processes: OneProcess, source: Source | None):
+        self._processes, self._source = processes, source
+
+    def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
+        self._processes.first(lambda: self._source.ask(iteration, model_version, marginal, scores))
+
+    def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
+        return of_first(self._processes, lambda: self._source.take(iteration, marginal))
+
+
+def of_first(processes: OneProcess, find: Callable[[], list[Candidate]]) -> list[Candidate]:
+    """The candidates that `find` returns in the first process, in every process; only that one can read their files."""
+    return processes.first(find, pack=_plain, unpack=_candidates)
+
+
+Plain = list[tuple[str, str, int, str | None]]
+
+
+def _plain(candidates: list[Candidate]) -> Plain:
+    return [(c.sample.model_dump_json(), str(c.file), c.row, c.sha256) for c in candidates]
+
+
+def _candidates(plain: Plain) -> list[Candidate]:
+    return [Candidate(Sample.model_validate_json(sample), Path(file), row, sha) for sample, file, row, sha in plain]
 
 
 def question(

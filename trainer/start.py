@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from protocol import config as settings_file
+from protocol import logs, tracing
 from protocol.broker import EMBEDDED
 from protocol.bus import Bus, QueueConfig
 from protocol.client import GeneratorClient
 from protocol.dataset import Dataset
 from protocol.errors import ConfigError, DatasetError
-from trainer import folder, registry, summary
+from trainer import folder, registry, summary, telemetry
+from trainer.board import Reporter
 from trainer.data.images import RealImages
 from trainer.feed import Feed
 from trainer.journal import Journal
 from trainer.loop import train
+from trainer.parallel import OneProcess, joined, several
 from trainer.pool import Pool
 from trainer.progress import Progress
 from trainer.run import Run
 from trainer.settings import TrainerConfig
-from trainer.source import LiveSource, OfflinePool, RealOnly, Source
-from trainer.summary import Summary
+from trainer.source import LiveSource, OfflinePool, RealOnly, Shared, Source
 from trainer.tasks.interface import Task
 
-log = logging.getLogger("trainer")
+# settings that may differ between them
+MACHINE = {"runs_dir", "device", "threads", "cache_gib", "workers", "service", "metrics_host", "metrics_port"}
 
 
-def start(config: TrainerConfig, broker: QueueConfig, *, fresh: bool = False) -> Summary:
-    """Train a run from its beginning, or from its last checkpoint when its folder holds one.
+def start(config: TrainerConfig, broker: QueueConfig, *, fresh: bool = False) -> None:
+    """Train a run from its beginning, or from its last checkpoint when its folder holds one; under torchrun, together
+    with the other processes.
 
     Args:
         fresh: set the folder of an earlier run aside (it is renamed, not deleted) and start anew.
 
     Raises:
         ConfigError, DatasetError, CheckpointCorrupt, TrainingDiverged, BrokerUnavailable, ...: see protocol.errors.
+        PeerFailed: another process raised it.
     """
-    if fresh:
-        folder.set_aside(config.folder)
-    with open_run(config, broker) as (run, source), Progress(run) as progress:
-        train(run, source, after_update=progress.update)
-    return summary.write(config.folder)
+    with joined(config.device) as processes:
+        if fresh:
+            processes.first(lambda: folder.set_aside(config.folder))
+        with open_run(config, broker, processes=processes) as (run, source), ExitStack() as stack:
+            if processes.is_first:
+                train(run, source, after_update=stack.enter_context(Progress(run)).update)
+            else:
+                train(run, source)
+        processes.first(lambda: summary.write(config.folder), pack=lambda _: None)
 
 
 @contextmanager
@@ -54,28 +63,83 @@ def open_run(
     broker: QueueConfig,
     model: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    processes: OneProcess | None = None,
 ) -> Iterator[tuple[Run, Source]]:
-    """A run, restored to its last checkpoint if it has one, and its source of samples. Arguments as in `Run`."""
+    """A run, restored to its last checkpoint if it has one, and its source of samples. Arguments as in `Run`.
+
+    Args:
+        processes: those that train it, this one among them; None: it is alone.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("one process trains a run: start it without torchrun")
+    if processes is None and several():
+        raise ConfigError(
+            "OnTheFly makes the updates of one process: start it without torchrun, or train with torchrun -m trainer"
+        )
+    processes = processes or OneProcess(config.device)
+    tracing.setup("trainer")
     with ExitStack() as stack:
-        task, real, test = _data(config)
-        stack.enter_context(folder.held(config.folder))
-        journal = Journal(config.folder)
-        stack.callback(journal.close)
-        run = Run(config, task, real, test, Pool(config.folder / "batches"), journal, model, optimizer)
-        resumed = run.restore()
-        settings_file.write_resolved({"trainer": config, "broker": broker}, config.folder / "settings.toml")
-        if resumed:
-            journal.event("resumed", f"going on at iteration {run.at.iteration}, update {run.at.updates}")
-        if config.mode == "real":
-            yield run, RealOnly()
-            return
-        feed = stack.enter_context(_feed(config, broker, run, resumed))
-        kind = OfflinePool if config.mode == "offline" else LiveSource
-        yield run, kind(config, real.dataset, feed)
+        stack.enter_context(logs.fields(run=config.run))
+        with processes.together():
+            task, real, test = _data(config)
+            pool, journal = _records(config, stack) if processes.is_first else (None, Unwritten())
+            run = Run(config, task, real, test, pool, journal, processes, model, optimizer)
+        _check_same(run)
+        resumed, source = run.restore(), None
+        with processes.together():
+            if processes.is_first:
+                settings_file.write_resolved({"trainer": config, "broker": broker}, config.folder / "settings.toml")
+                if resumed:
+                    journal.event("resumed", f"going on at iteration {run.at.iteration}, update {run.at.updates}")
+                source = _source(config, broker, run, resumed, stack)
+                if config.metrics_port:
+                    stack.enter_context(telemetry.served(run))
+        yield run, Shared(processes, source)
+
+
+def _records(config: TrainerConfig, stack: ExitStack) -> tuple[Pool, Journal]:
+    """The run's folder, held until the stack is left."""
+    stack.enter_context(folder.held(config.folder))
+    journal = Journal(config.folder)
+    stack.callback(journal.close)
+    return Pool(config.folder / "batches"), journal
+
+
+class Unwritten(Journal):
+    """The journal of a process that is not the first: what it would say, that one says."""
+
+    def __init__(self) -> None:
+        pass
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        pass
+
+
+def _check_same(run: Run) -> None:
+    """Raises ConfigError when a process has other settings or data than the first one; another machine's may differ."""
+    own = run.config.model_dump(mode="json", exclude=MACHINE) | {"dataset": run.real.dataset.digest()}
+    first = run.processes.first(lambda: own)
+    with run.processes.together():
+        for name, value in own.items():
+            if value != first[name]:
+                raise ConfigError(
+                    f"a process of the run has another trainer.{name}: {value!r}; the first one has {first[name]!r}. "
+                    "Give every machine the same settings and data",
+                    param=name,
+                )
+
+
+def _source(config: TrainerConfig, broker: QueueConfig, run: Run, resumed: bool, stack: ExitStack) -> Source:
+    """Where the samples come from, open until the stack is left."""
+    if config.mode == "real":
+        return RealOnly()
+    feed = stack.enter_context(_feed(config, broker, run, resumed))
+    stack.enter_context(Reporter(run, Bus(_shared_url(broker), broker, patient=False)))
+    kind = OfflinePool if config.mode == "offline" else LiveSource
+    return kind(config, run.real.dataset, feed)
 
 
 def _data(config: TrainerConfig) -> tuple[Task, RealImages, RealImages | None]:
@@ -104,7 +168,11 @@ def _feed(config: TrainerConfig, broker: QueueConfig, run: Run, resumed: bool) -
         bus = Bus(_shared_url(broker), broker)
         stack.callback(bus.close)
         key = config.service.api_key or os.environ.get("ONTHEFLY_API_KEY")
-        client = stack.enter_context(GeneratorClient(config.service.url, api_key=key, timeout=config.service.timeout_s))
+        client = stack.enter_context(
+            GeneratorClient(
+                config.service.url, api_key=key, timeout=config.service.timeout_s, retries=0
+            )  # the feed's part
+        )
         if not resumed:
             bus.forget_run(config.run)
         feed = Feed(config.service, client, bus, run.pool, run.journal, config.run, config.staleness, config.folder)

@@ -5,11 +5,13 @@ Loads neither torch nor matplotlib, and measures nothing itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from trainer import books
 from trainer.durable import write_durably
 from trainer.record import Record, Row
 
@@ -37,19 +39,21 @@ class Summary(BaseModel):
     generator_idle: float | None  # see `generator_idle`
     overlap_s: float  # time in which samples were generated while the model was trained
 
-    requested: int | None  # see `requested`
+    requested: int  # what the service promised
     generated: int  # arrived: the samples of batches/
     failed_units: int  # work units that failed for good
+    dead: int  # the samples of those
+    outstanding: int  # requested, not arrived and not dead
     near_copies_flagged: int  # arrived samples that the service calls near copies of a real one
-    near_copies: int  # of them, dropped for it (metrics.jsonl)
-    vog_dropped: int  # selection.jsonl; offline, where samples are drawn again, counted once an iteration
-    trained: int  # distinct samples that passed: selection.jsonl
-    stale: int  # dropped for coming too late: the pool's own count in metrics.jsonl
-    unused: int | None  # arrived, never handed to an iteration, not counted as stale; None: offline
+    near_copies: int  # of them, dropped for it
+    vog_dropped: int  # offline, where samples are drawn again, counted once an iteration
+    trained: int  # distinct samples that passed
+    stale: int  # dropped for coming too late
+    unused: int | None  # arrived, and handed to no iteration, nor stale; None: offline
     lookahead_seen: int | None  # synthetic rows (a sample is a row once an epoch); None: lookahead was off
     lookahead_kept: int | None  # of them, trained on
     outages: int  # times that service or broker went away
-    balanced: bool | None  # see `balanced`
+    balanced: bool | None  # whether the run's files agree on all of that (see `books`); None: offline
 
 
 def summarise(folder: Path) -> Summary:
@@ -70,7 +74,9 @@ def write(folder: Path) -> Summary:
 
 def summary_of(record: Record) -> Summary:
     config, last = record.config, record.metrics[-1] if record.metrics else {}
-    looking = config.lookahead.enabled
+    looking, offline = config.lookahead.enabled, config.mode == "offline"
+    account = books.balance(record)
+    fates = Counter(row["fate"] for row in record.selection)
     return Summary(
         run=config.run,
         mode=config.mode,
@@ -89,20 +95,26 @@ def summary_of(record: Record) -> Summary:
         overlap_s=length(
             intersection(spans(record.intervals("generator", "generate")), spans(record.intervals("trainer", "train")))
         ),
-        requested=requested(record),
+        requested=account.requested,
         generated=len(record.samples()),
         failed_units=sum(batch.error is not None for batch in record.batches),
+        dead=account.fates["dead"],
+        outstanding=sum(account.outstanding.values()),
         near_copies_flagged=sum(sample.near_copy for sample in record.samples()),
-        near_copies=_total(record, "near_copies"),
-        vog_dropped=sum(not row["kept"] for row in record.selection),
+        near_copies=fates["near copy"],
+        vog_dropped=fates["vog"],
         trained=len({row["id"] for row in record.selection if row["kept"]}),
-        stale=_stale(record),
-        unused=unused(record),
+        stale=fates["stale"],
+        unused=None if offline else account.fates["unused"],
         lookahead_seen=_total(record, "lookahead_seen") if looking else None,
         lookahead_kept=_total(record, "synthetic_rows") if looking else None,
         outages=sum(row["event"] == "outage" for row in record.events),
-        balanced=balanced(record),
+        balanced=None if offline else not account.problems,
     )
+
+
+def _total(record: Record, name: str) -> int:
+    return int(sum(row[name] for row in record.metrics))
 
 
 # ---------------------------------------------------------------- time
@@ -186,76 +198,3 @@ def intersection(first: Sequence[Span], second: Sequence[Span]) -> list[Span]:
 def length(disjoint: Iterable[Span]) -> float:
     """Seconds in all."""
     return sum(end - start for start, end in disjoint)
-
-
-# ---------------------------------------------------------------- samples
-
-
-def requested(record: Record) -> int | None:
-    """How many samples the feedback asked for.
-
-    Feedback that leaves the images per sample to the agent does not say; then they are read off the answers (the
-    highest index of any source, plus one). None: there are no answers to read them off.
-    """
-    told = [sample.index + 1 for sample in record.samples() if not (sample.source_id or "").startswith("class:")]
-    total = 0
-    for feedback in record.feedback:
-        each = feedback.images_per_sample or max(told, default=None)
-        if feedback.samples and each is None:
-            return None
-        total += len(feedback.samples) * (each or 0) + sum(entry.images for entry in feedback.classes)
-    return total
-
-
-def unused(record: Record) -> int | None:
-    """Samples that arrived and were never handed to an iteration, less those the pool counted as stale; None: offline.
-
-    Such are the answers that came after the last iteration had taken its samples.
-    """
-    if record.config.mode == "offline":
-        return None
-    seen = {row["id"] for row in record.selection}
-    return len(record.samples()) - len(seen) - _total(record, "near_copies") - _stale(record)
-
-
-def balanced(record: Record) -> bool | None:
-    """Whether generated == near copies + dropped by VoG + trained + stale + unused, as far as the folder can tell.
-
-    `unused` is what the other counts leave over, so the sum alone would prove nothing. What is checked is that files
-    written at different times by different parts agree: no sample was handed out twice; each that was has arrived;
-    each iteration's counts (metrics.jsonl) are those of its rows (selection.jsonl); and no more are called stale,
-    near copies or unused than arrived that can be. None: offline, where samples are handed out again and again.
-    """
-    left = unused(record)
-    if left is None:
-        return None
-    arrived = {sample.id: sample for sample in record.samples()}
-    seen = {row["id"] for row in record.selection}
-    never = [sample for name, sample in arrived.items() if name not in seen]
-    newest = max((row["iteration"] for row in record.metrics), default=0)
-    late = sum((sample.feedback or 0) < newest - record.config.staleness for sample in never)
-    dropped = sum(not row["kept"] for row in record.selection)
-    trained = len({row["id"] for row in record.selection if row["kept"]})
-    agreed = (
-        len(arrived) == len(record.samples())
-        and len(seen) == len(record.selection)
-        and seen <= arrived.keys()
-        and all(_iteration_agrees(record, row) for row in record.metrics)
-        and _stale(record) <= late
-        and _total(record, "near_copies") <= sum(sample.near_copy for sample in never)
-        and left >= 0
-    )
-    return agreed and len(arrived) == _total(record, "near_copies") + dropped + trained + _stale(record) + left
-
-
-def _iteration_agrees(record: Record, counts: Row) -> bool:
-    kept = [row["kept"] for row in record.selection if row["iteration"] == counts["iteration"]]
-    return counts["vog_dropped"] == kept.count(False) and counts["candidates"] == counts["near_copies"] + len(kept)
-
-
-def _stale(record: Record) -> int:
-    return int(record.metrics[-1]["stale"]) if record.metrics else 0
-
-
-def _total(record: Record, name: str) -> int:
-    return int(sum(row[name] for row in record.metrics))

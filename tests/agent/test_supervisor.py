@@ -1,4 +1,4 @@
-"""Children are stopped in order, and none outlives its parent, however that ends."""
+"""Children are kept alive, stopped in order, and none outlives its parent, however that ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.supervisor import Supervisor
+from agent import supervisor as supervision
+from agent.supervisor import Backoff, Child, Supervisor, job_is_over, service_is_over
 
 CHILD = """
 import signal, sys, time
@@ -42,9 +43,23 @@ with Supervisor() as supervisor:
 """
 
 
+BRIEF = """
+import os, subprocess, sys, time
+from pathlib import Path
+with Path(sys.argv[1]).open("a") as file:
+    file.write(f"{os.getpid()}\\n")
+if sys.argv[2] == "leaves one behind":
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    Path(sys.argv[1] + ".orphan").write_text(str(orphan.pid))
+    os.kill(os.getpid(), 9)
+sys.exit(int(sys.argv[2]))
+"""
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "brief.py").write_text(BRIEF)
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
 
 
@@ -100,3 +115,89 @@ def test_no_child_outlives_its_parent(tmp_path: Path, environment: dict[str, str
         parent.send_signal(how)
         wait_until(lambda: not alive(pid))
     assert lines(log)[-1] == "a stopped"
+
+
+# ---------------------------------------------------------------- kept alive
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(supervision, "EARLY_DEATHS", 3)
+
+
+def test_pauses_double_up_to_the_longest_and_start_over_after_a_settled_life():
+    backoff = Backoff()
+    assert [backoff.died(1.0) for _ in range(5)] == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert backoff.died(60.0) == 0.5
+    assert [backoff.died(1.0) for _ in range(5)] == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert backoff.died(59.0) is None
+
+
+def test_no_pause_is_longer_than_the_longest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervision, "EARLY_DEATHS", 20)
+    backoff = Backoff()
+    assert [backoff.died(0.0) for _ in range(9)][5:] == [16.0, 30.0, 30.0, 30.0]
+
+
+def test_a_killed_child_is_started_again_and_each_death_is_told_once(
+    tmp_path: Path, environment: dict[str, str], caplog: pytest.LogCaptureFixture, quick: None
+):
+    log = tmp_path / "log"
+    with Supervisor() as supervisor:
+        child = supervisor.start("a", "child", [str(log), "a", "polite"], environment)
+        child.keep(service_is_over)
+        for lives in (1, 2):
+            wait_until(lambda lives=lives: lines(log).count("a started") == lives)
+            os.kill(child.process.pid, signal.SIGKILL)
+        wait_until(lambda: lines(log).count("a started") == 3)
+        assert child.running and not child.ended
+    assert lines(log)[-1] == "a stopped"
+    assert caplog.text.count("a died: signal SIGKILL; it is started again") == 2
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 130])
+def test_a_job_that_ended_for_a_reason_is_over(tmp_path: Path, environment: dict[str, str], status: int, quick: None):
+    with Supervisor() as supervisor:
+        child = supervisor.start("a", "brief", [str(tmp_path / "log"), str(status)], environment)
+        child.keep(job_is_over)
+        assert child.wait() == status
+        assert child.ended
+    assert len(lines(tmp_path / "log")) == 1
+
+
+@pytest.mark.parametrize(("over", "status"), [(job_is_over, 70), (service_is_over, 0), (service_is_over, 2)])
+def test_a_child_that_keeps_dying_early_is_given_up(
+    tmp_path: Path, environment: dict[str, str], caplog: pytest.LogCaptureFixture, quick: None, over, status: int
+):
+    with Supervisor() as supervisor:
+        child = supervisor.start("a", "brief", [str(tmp_path / "log"), str(status)], environment)
+        child.keep(over)
+        assert child.wait() == status
+    assert len(lines(tmp_path / "log")) == 3
+    assert caplog.text.count("is started again in") == 2
+    assert f"a died 3 times in a row soon after its start, the last time because status {status}" in caplog.text
+
+
+def test_what_a_dead_child_started_goes_too(tmp_path: Path, environment: dict[str, str], quick: None):
+    with Supervisor() as supervisor:
+        child = supervisor.start("a", "brief", [str(tmp_path / "log"), "leaves one behind"], environment)
+        child.keep(job_is_over)
+        assert child.wait() == 128 + signal.SIGKILL
+    orphan = int((tmp_path / "log.orphan").read_text())
+    wait_until(lambda: not alive(orphan))
+
+
+def test_a_stopped_child_is_left_alone_and_can_still_be_asked_to_stop(
+    tmp_path: Path, environment: dict[str, str], quick: None
+):
+    log = tmp_path / "log"
+    with Supervisor() as supervisor:
+        child: Child = supervisor.start("a", "child", [str(log), "a", "polite"], environment)
+        child.keep(service_is_over)
+        wait_until(lambda: "a started" in lines(log))
+        pid = child.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        assert child.process.pid == pid and child.running
+    assert lines(log) == ["a started", "a stopped"]

@@ -1,7 +1,8 @@
-"""`python -m tests.benchmarks`: every benchmark, one after the other, each in a process of its own."""
+"""`python -m tests.benchmarks [queue ...]`: all benchmarks or those named, one after the other, each in a process."""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,16 @@ from pathlib import Path
 
 def main() -> int:
     """Exit status: how many benchmarks failed to run; a goal that is missed is printed, not an error."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
+    every = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(every)}; all, when none is named")
+    names = parser.parse_args().names
+    if unknown := set(names) - set(every):
+        parser.error(f"no benchmark {min(unknown)!r}: choose from {', '.join(every)}")
     failed = 0
-    for name in names:
+    for name in names or every:
         print(f"== {name}", flush=True)
-        failed += subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"]).returncode != 0
+        failed += subprocess.run([sys.executable, "-m", f"tests.benchmarks.bench_{name}"]).returncode != 0
     return failed
 
 

@@ -22,11 +22,10 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 from generator_service.allocator import keep_freed_memory
-from generator_service.service import Service
 from protocol.broker import EmbeddedBroker
 from protocol.bus import Bus, QueueConfig
 from protocol.entries import WorkRow, WorkUnit
-from protocol.messages import FeedbackAccepted
+from protocol.messages import FeedbackAccepted, WeightsRef
 from tests.benchmarks.side_by_side import compare
 from tests.generator_service.tiny_service import make_service, served, started
 
@@ -129,9 +128,9 @@ def _clients(url: str, steps: int, pipe: Connection) -> None:
 class Queue:
     """A trainer's side of the queue: publishes units of one batch each, and takes the batches in."""
 
-    def __init__(self, url: str, service: Service, steps: int):
+    def __init__(self, url: str, weights: WeightsRef, steps: int):
         self._bus = Bus(url, QueueConfig(url=url))
-        self._weights, self._steps = service.loaded.weights.base.ref, steps
+        self._weights, self._steps = weights, steps
         self._feedback = 0
 
     def __call__(self, images: int) -> None:
@@ -189,7 +188,7 @@ def bench(names: set[str], rounds: int, images: int, steps: int, width: int, lay
         settings = {"dit": {"checkpoint": str(checkpoint)}, "max_batch": BATCH, "batch_window_ms": 10.0}
         service = make_service(folder, broker.url, **settings)
         with started(service), served(service) as url:
-            clients, queue = Clients(url, steps), Queue(broker.url, service, steps)
+            clients, queue = Clients(url, steps), Queue(broker.url, service.loaded.weights.base.ref, steps)
             work = {
                 "8 clients over the bare loop": (lambda: bare(images), lambda: clients(CLIENTS, images)),
                 "queue over the bare loop": (lambda: bare(images), lambda: queue(images)),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from generator_service import queue_worker, registry
+from generator_service import queue_worker, registry, replica
 from generator_service.service import Service
 from protocol.broker import EmbeddedBroker, connect
 from tests.generator_service.scripted import ScriptedBackend
@@ -28,6 +28,7 @@ def _short_claims() -> Iterator[None]:
     """Idle queue threads look up often, so that services stop fast."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(queue_worker, "BLOCK_S", 0.05)
+        patch.setattr(replica, "LOOK_S", 0.1)
         yield
 
 

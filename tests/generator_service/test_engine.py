@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from generator_service.backends.interface import Progress, Row, Sampling, WeightSet
-from generator_service.batching import Generation
+from generator_service.batching import Batch, Generation
 from generator_service.engine import AdaptationRun, Engine
 from protocol.errors import Cancelled, GenerationFailed, NotReady, QueueFull, WeightsCorrupt
 from protocol.messages import WeightsRef
@@ -31,8 +31,8 @@ class Recorder:
         self.batches: list[int] = []
         self.losses: list[float] = []
 
-    def batch_done(self, rows: int, seconds: float) -> None:
-        self.batches.append(rows)
+    def batch_done(self, batch: Batch, started: float, finished: float) -> None:
+        self.batches.append(len(batch.rows))
 
     def adaptation_step(self, loss: float) -> None:
         self.losses.append(loss)

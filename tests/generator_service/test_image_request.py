@@ -7,6 +7,7 @@ import pytest
 
 from generator_service.backends.interface import WeightSet
 from generator_service.image_request import ImageDefaults, ImageOrder, order
+from generator_service.real_images import resized
 from protocol.codec import image_to_base64
 from protocol.errors import InvalidImage, InvalidRequest, OnTheFlyError, UnknownClass, UnsupportedField
 from protocol.messages import ImageGenerationRequest, WeightsRef
@@ -44,7 +45,8 @@ def test_guidance_up_to_one_is_off(guidance: float, guided: bool):
 def test_an_init_image_is_decoded_and_gets_a_strength():
     image = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
     made = asked(image=image_to_base64(image))
-    np.testing.assert_array_equal(made.rows[0].image, image)
+    np.testing.assert_array_equal(made.rows[0].image, resized(image, (8, 16)))
+    assert made.request.image is None  # which may be large, and is not needed any more
     assert made.sampling.strength == 0.6
     assert asked(image=image_to_base64(image), strength=0.25).sampling.strength == 0.25
 

@@ -45,7 +45,10 @@ def test_following_goes_on_after_a_seq_and_ends_at_once_after_the_last():
 
 def test_the_log_is_bounded_and_keeps_the_latest():
     record = finished_job(JobTable(max_events=3), steps=10)
-    assert [event.kind for event in collect(record)] == ["progress", "progress", "end"]
+    events = collect(record)
+    assert [event.kind for event in events] == ["skipped", "progress", "progress", "end"]
+    assert events[0].data == {"first": 1, "last": events[1].seq - 1}
+    assert collect(record, after=events[1].seq) == events[2:]
 
 
 def test_a_follower_is_woken_by_another_thread():

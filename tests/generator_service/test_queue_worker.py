@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from agent.settings import AgentConfig
 from generator_service.backends.interface import Row, Sampling
 from generator_service.real_images import resized
 from generator_service.service import Service
-from protocol import codec
-from protocol.broker import EmbeddedBroker
+from protocol import codec, keys
+from protocol.broker import EmbeddedBroker, connect
 from protocol.bus import Bus, Delivery, QueueConfig
 from protocol.dataset import Dataset, DatasetConfig
 from protocol.entries import SampleBatch, WorkRow, WorkUnit
@@ -256,8 +258,8 @@ def test_a_unit_that_cannot_be_made_is_answered_and_kept_as_a_dead_letter(servic
     failed, made = batches(bus, 2)
     assert (failed.error["error"]["code"], failed.samples, failed.blob) == (code, [], None)
     assert made.error is None and len(made.samples) == 1
-    (letter,) = bus.dead_letters()
-    assert letter.problem == failed.error
+    (info,) = bus.dead.newest().data
+    assert info.letter.problem == failed.error
     assert bus.depths() == {"waiting": 0, "in_work": 0, "dead": 1}
 
 
@@ -379,3 +381,114 @@ def test_a_broker_that_is_away_pauses_the_queue_only(tmp_path: Path, scripted_se
         assert client.get("/metrics").status_code == 200
         assert client.get("/readyz").status_code == 200
     assert caplog.text.count("queued work pauses") == 1
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.event for record in caplog.records if hasattr(record, "event")]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("generator_service.queue_worker.RETRY_S", 0.05)
+    monkeypatch.setattr("generator_service.queue_worker.QUIET_S", 0.3)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_unit_is_kept_until_the_disk_has_room(held: Service, bus: Bus, caplog, impatient: None):
+    records = held.config.samples_dir / "samples.jsonl"
+    records.symlink_to("/dev/full")
+    weights = held.loaded.weights.base.ref
+    publish(bus, *(work_unit(n, weights, work_row(n)) for n in range(2)))
+    wait_until(lambda: told(caplog) == ["disk_full"])
+    time.sleep(0.5)  # several tries, while a third thread finds the broker well
+    assert told(caplog) == ["disk_full"]
+    assert (bus.batches_waiting(RUN), bus.depths()["dead"]) == (0, 0)
+    records.unlink()
+    found = batches(bus, 2)
+    assert [images(batch)[0, 0, 0, 0] for batch in found] == [0, 1]
+    assert held.samples.get(found[1].samples[0].id) == found[1].samples[0]
+    wait_until(lambda: told(caplog) == ["disk_full", "recovered"])
+
+
+def test_a_unit_is_kept_until_the_broker_has_memory(
+    held: Service, bus: Bus, queue_url: str, caplog, impatient: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("generator_service.queue_worker.QUIET_S", 1.2)  # longer than the error's Retry-After
+    backend, weights = scripted(held), held.loaded.weights.base.ref
+    backend.hold()
+    with connect(queue_url) as client:
+        publish(bus, *(work_unit(n, weights, work_row(n)) for n in range(2)))
+        backend.inside.wait()
+        client.config_set("maxmemory", 1)
+        backend.release()
+        wait_until(lambda: told(caplog) == ["broker_full"])
+        time.sleep(0.3)
+        assert bus.batches_waiting(RUN) == 0
+        client.config_set("maxmemory", 0)
+    assert [images(batch)[0, 0, 0, 0] for batch in batches(bus, 2)] == [0, 1]
+    wait_until(lambda: told(caplog) == ["broker_full", "recovered"])
+    assert sorted(backend.batches) == [[0], [1]]  # none was made twice
+
+
+def test_what_a_stopping_replica_has_in_hand_is_there_for_others_at_once(
+    tmp_path: Path, scripted_settings: dict, queue_url: str, bus: Bus
+):
+    """Leases of ten minutes: nobody could wait for them."""
+    queue = QueueConfig(url=queue_url, lease_idle_s=600.0)
+    config = make_service(tmp_path, queue_url, **scripted_settings).config
+    with started(Service(config, AgentConfig(), queue)) as stopping:
+        backend, weights = scripted(stopping), stopping.loaded.weights.base.ref
+        backend.hold()
+        publish(bus, *(work_unit(n, weights, work_row(n)) for n in range(4)))
+        backend.inside.wait()
+        wait_until(lambda: bus.depths()["in_work"] == config.queue_threads)
+        ending = threading.Thread(target=stopping.stop)
+        ending.start()
+        backend.release()
+        ending.join()
+    with connect(queue_url) as client:
+        left = client.xpending_range(keys.WORK, keys.WORK_GROUP, "-", "+", 10)
+    assert [entry["times_delivered"] for entry in left] == [0] * (config.queue_threads - 1)
+    with started(Service(config, AgentConfig(), queue)):
+        assert [images(batch)[0, 0, 0, 0] for batch in batches(bus, 4)] == [0, 1, 2, 3]
+
+
+def test_an_answer_that_was_lost_is_made_again_alike(service: Service, http, bus: Bus, dataset: Dataset):
+    """Also from pixels that came with the feedback, which its unit had on the broker."""
+    pixels = codec.image_to_base64(dataset.image(dataset.samples[0].id))
+    assert http.post("/v1/feedback", json=feedback(marginal(dataset, 0, pixels=pixels))).status_code == 202
+    while (delivery := bus.next_batch(RUN, "test", 1.0)) is None:
+        pass
+    first = delivery.message
+    made = codec.decode(bus.get_blob(first.blob))["images"]
+    bus.lost.ask_again(delivery)
+    (second,) = batches(bus, 1)
+    assert second.attempt == 2
+    assert [sample.id for sample in second.samples] == [sample.id for sample in first.samples]
+    assert (images(second) == made).all()
+
+
+@pytest.mark.parametrize("damage", ["blob_missing", "blob_corrupt"])
+def test_init_images_that_are_gone_end_as_a_dead_letter_that_says_so(
+    service: Service, bus: Bus, http, queue_url: str, damage: str
+):
+    weights = service.loaded.weights.base.ref
+    init = bus.put_blob(codec.encode({"images": np.zeros((1, 8, 8, 3), np.uint8)}), blob_id="init")
+    with connect(queue_url) as client:
+        key = init.ref.removeprefix("redis:")
+        client.delete(key) if damage == "blob_missing" else client.setrange(key, 100, b"?")
+    publish(bus, work_unit(0, weights, work_row(1), strength=0.5, init_blob=init))
+    (failed,) = batches(bus, 1)
+    assert failed.error["error"]["code"] == damage
+    (info,) = http.get("/v1/dead-letters").json()["data"]
+    assert info["letter"]["problem"]["error"]["code"] == damage
+    answer = http.post(f"/v1/dead-letters/{info['id']}/retry")
+    assert answer.status_code == (410 if damage == "blob_missing" else 200)

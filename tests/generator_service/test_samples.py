@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from generator_service.samples import SampleStore
+from generator_service.samples import CURRENT, SampleStore
 from protocol.entries import Sample
-from protocol.errors import UnknownSample
+from protocol.errors import DiskFull, UnknownSample
 from protocol.messages import WeightsRef
 
 
@@ -97,3 +99,41 @@ def test_unknown_samples_say_so(tmp_path: Path, name: str):
         store.get(name)
     with pytest.raises(UnknownSample):
         store.image(name)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no program `mount` here")
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_records_none_of_the_samples_and_spoils_nothing(small_disk: Path):
+    store = SampleStore(small_disk, 1000, 10**6)
+    store.add([sample(0)])
+    many = [sample(number) for number in range(1, 200)]
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * 40_000)
+    before = (small_disk / CURRENT).read_bytes()
+    for _ in range(2):
+        with pytest.raises(DiskFull, match=r"samples\.jsonl.*generator\.max_samples"):
+            store.add(many)
+        assert (small_disk / CURRENT).read_bytes() == before
+    with pytest.raises(UnknownSample):
+        store.get("s1")
+    with pytest.raises(DiskFull):
+        store.add_image("s0", b"x" * 60_000, "png")
+    with pytest.raises(UnknownSample):
+        store.image("s0")
+    filler.unlink()
+    store.add(many[:50])
+    for opened in (store, SampleStore(small_disk, 1000, 10**6)):
+        assert [opened.get(f"s{n}").seed for n in (0, 1, 50)] == [0, 1, 50]

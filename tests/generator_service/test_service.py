@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,13 +172,22 @@ def test_no_name_of_weights_reaches_the_services_own_files(http: httpx.Client):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"name": "base"}', '{"name": "gone", "version": 1}'])
-def test_a_damaged_choice_of_weights_is_told(dit_service: Service, http: httpx.Client, content: str):
+def test_a_damaged_choice_of_weights_is_told(
+    dit_service: Service, http: httpx.Client, dit_settings: dict, content: str
+):
+    """By the replica that goes on with what it serves, and by one that cannot start with it."""
     (dit_service.config.weights_dir / ".active.json").write_text(content)
-    answer = http.post(IMAGES, json={"prompt": "alpha"})
-    assert answer.json()["error"]["code"] == "weights_corrupt"
-    assert ".active.json" in answer.json()["detail"]
-    assert http.get("/metrics").status_code == 200
-    assert http.post(IMAGES, json={"prompt": "alpha", "model": "base"}).status_code == 200
+    while (replica := http.get("/v1/replicas").json()["data"][0])["problem"] is None:
+        time.sleep(0.02)
+    assert ".active.json" in replica["problem"] and replica["weights"]["name"] == "base"
+    assert http.post(IMAGES, json={"prompt": "alpha"}).status_code == 200
+    assert http.post("/v1/weights/base/activate").status_code == 200
+    assert http.get("/v1/replicas").json()["data"][0]["problem"] is None
+    (dit_service.config.weights_dir / ".active.json").write_text(content)
+    again = make_service(dit_service.config.samples_dir, **dit_settings, weights_dir=dit_service.config.weights_dir)
+    again.start()
+    assert isinstance(again.engine.ready.exception(timeout=30), WeightsCorrupt)
+    again.stop()
 
 
 def test_stopping_while_the_model_loads(tmp_path: Path, dit_settings: dict, queue_url: str):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_unknown_weights_list_what_there_is(store: WeightStore, spec: str):
 def test_the_active_choice_survives_a_restart(store: WeightStore, tmp_path: Path, base_folder: Path):
     first = publish(store, "digits")
     publish(store, "digits", b"newer")
-    store.activate(first)
+    store.choose(first)
     other = WeightStore(tmp_path / "weights", base_folder, "dit", CLASSES)
     assert other.resolve(None) == first
     assert [entry.active for entry in other.list()] == [False, True, False]
@@ -158,3 +159,42 @@ def test_a_pinned_set_with_another_digest_is_refused(store: WeightStore):
     assert store.pinned(made.ref) == made
     with pytest.raises(WeightsCorrupt, match="same weights folder"):
         store.pinned(made.ref.model_copy(update={"digest": "0" * 64}))
+
+
+WRONG = ['{"digest": 5}', "[]", None]  # None: the file is gone
+
+
+@pytest.mark.parametrize("manifest", WRONG)
+def test_a_set_that_cannot_be_read_is_listed_with_its_problem(
+    store: WeightStore, tmp_path: Path, base_folder: Path, manifest: str | None
+):
+    good = publish(store, "digits")
+    path = publish(store, "letters").folder / "manifest.json"
+    path.unlink()
+    if manifest is not None:
+        path.write_text(manifest)
+    other = WeightStore(tmp_path / "weights", base_folder, "dit", CLASSES)
+    listed = {str(entry): entry for entry in other.list()}
+    assert listed.keys() == {"base@1", "digits@1", "letters@1"}
+    assert listed["digits@1"] == info(good, other.active().ref)
+    assert "manifest.json" in listed["letters@1"].problem and not listed["letters@1"].active
+    assert other.find("letters", "recipe") is None
+
+
+def test_a_set_whose_base_is_gone_is_listed_with_its_problem(store: WeightStore, tmp_path: Path, base_folder: Path):
+    made = publish(store, "digits")
+    manifest = json.loads((made.folder / "manifest.json").read_text())
+    (made.folder / "manifest.json").write_text(json.dumps(manifest | {"base": "gone@3"}))
+    other = WeightStore(tmp_path / "weights", base_folder, "dit", CLASSES)
+    assert "gone@3" in other.list()[1].problem
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_who_may_read_published_weights_is_what_the_umask_says(store: WeightStore, umask: int):
+    before = os.umask(umask)
+    try:
+        folder = publish(store, "digits").folder
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert (folder / "table.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask

@@ -1,6 +1,9 @@
-"""The queue under random histories: every published unit gets exactly one answer, whoever dies when."""
+"""The queue under random histories: every published unit gets exactly one answer for each time that it was asked for,
+whoever dies when."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import hypothesis.strategies as st
 import pytest
@@ -20,7 +23,7 @@ from protocol import codec, keys
 from protocol.broker import connect
 from protocol.bus import Bus, BusConfig, Delivery
 from protocol.entries import SampleBatch, WorkUnit
-from protocol.errors import GenerationFailed, QueueFull
+from protocol.errors import GenerationFailed, QueueFull, UnknownDeadLetter
 from protocol.messages import FeedbackAccepted
 from tests.protocol.messages_to_send import batch, pixels, reply, unit
 
@@ -40,8 +43,8 @@ class Queue(RuleBasedStateMachine):
         self.raw.flushall()
         self.bus = Bus(self.url, CONFIG)
         self.published: dict[str, WorkUnit] = {}
-        self.answers: dict[str, str] = {}  # unit id -> entry id of its batch
-        self.failed: set[str] = set()  # units answered by an error
+        self.answers: dict[str, dict[str, bool]] = {}  # unit id -> entry id of a batch -> whether it is an error
+        self.asked: Counter[str] = Counter()  # unit id -> how often: again after a retry, or when its answer was lost
         self.winners: dict[str, str] = {}  # unit id -> the delivery that was told it published
         self.feedbacks = 0
 
@@ -59,6 +62,7 @@ class Queue(RuleBasedStateMachine):
             return
         assert send() == send() == reply(units=count)  # the second is a repetition
         self.published |= {one.id: one for one in units}
+        self.asked.update(one.id for one in units)
         self.feedbacks += 1
 
     @rule(target=held, worker=WORKERS)
@@ -66,7 +70,7 @@ class Queue(RuleBasedStateMachine):
         delivery = self.bus.claim_work(worker, 0)
         if delivery is None:
             return multiple()
-        assert delivery.message == self.published[delivery.message.id]
+        assert delivery.message.model_copy(update={"attempt": 1}) == self.published[delivery.message.id]
         assert 1 <= delivery.deliveries <= CONFIG.max_deliveries
         return delivery
 
@@ -76,6 +80,47 @@ class Queue(RuleBasedStateMachine):
         if self.bus.renew(delivery):
             arguments = (keys.WORK, keys.WORK_GROUP, delivery.consumer, 0, [delivery.entry_id])
             self.raw.xclaim(*arguments, idle=3_600_000, justid=True)
+
+    @rule(delivery=held)
+    def release(self, delivery: Delivery[WorkUnit]) -> None:
+        """An orderly shutdown: the unit is there at once, for anybody, and as often delivered as before."""
+        ours = self.bus.renew(delivery)
+        self.bus.release(delivery)
+        assert self.bus.renew(delivery) is False
+        if ours:
+            (pending,) = self.raw.xpending_range(
+                keys.WORK, keys.WORK_GROUP, delivery.entry_id, delivery.entry_id, 1, idle=3_600_000
+            )
+            assert pending["times_delivered"] == delivery.deliveries - 1
+
+    @rule()
+    def retry_newest(self) -> None:
+        for info in self.bus.dead.newest(1).data:
+            if self.raw.xlen(keys.WORK) >= CONFIG.work_gate:
+                with pytest.raises(QueueFull):
+                    self.bus.dead.retry(info.id)
+                return
+            self.bus.dead.retry(info.id)
+            with pytest.raises(UnknownDeadLetter):
+                self.bus.dead.retry(info.id)
+            self.ask_anew(info.unit_id)
+
+    @rule(delivery=consumes(batches))
+    def lose(self, delivery: Delivery[SampleBatch]) -> None:
+        """The trainer finds that it cannot read a batch."""
+        if delivery.message.error is not None:
+            return
+        theirs = self.raw.xrange(delivery.stream, delivery.entry_id, delivery.entry_id) == []
+        for _ in range(2):  # the second is a repetition
+            self.bus.lost.ask_again(delivery)
+        if not theirs:
+            del self.answers[delivery.message.unit_id][delivery.entry_id]
+            self.ask_anew(delivery.message.unit_id)
+            self.asked[delivery.message.unit_id] -= 1
+
+    def ask_anew(self, unit_id: str) -> None:
+        self.asked[unit_id] += 1
+        self.winners.pop(unit_id, None)
 
     @rule(delivery=held)
     def put_back(self, delivery: Delivery[WorkUnit]) -> None:
@@ -114,10 +159,10 @@ class Queue(RuleBasedStateMachine):
 
     def seen(self, delivery: Delivery[SampleBatch]) -> Delivery[SampleBatch]:
         answer = delivery.message
-        assert self.answers.setdefault(answer.unit_id, delivery.entry_id) == delivery.entry_id, "answered twice"
-        if answer.error is not None:
-            self.failed.add(answer.unit_id)
-        else:
+        answers = self.answers.setdefault(answer.unit_id, {})
+        answers[delivery.entry_id] = answer.error is not None
+        assert len(answers) <= self.asked[answer.unit_id], "answered twice"
+        if answer.error is None:
             assert codec.decode(self.bus.get_blob(answer.blob))["images"][0, 0, 0, 0] == answer.unit
         return delivery
 
@@ -139,8 +184,10 @@ class Queue(RuleBasedStateMachine):
             self.seen(answer)
             self.bus.ack_batch(answer)
         assert self.answers.keys() == self.published.keys()
-        letters = [WorkUnit.model_validate_json(letter.entry).id for letter in self.bus.dead_letters()]
-        assert sorted(letters) == sorted(self.failed)
+        for unit_id, answers in self.answers.items():
+            assert list(answers.values()) in ([True] * (self.asked[unit_id] - 1) + [last] for last in (True, False))
+        failed = [unit_id for unit_id, answers in self.answers.items() if all(answers.values())]
+        assert sorted(info.unit_id for info in self.bus.dead.newest().data) == sorted(failed)
         assert self.raw.xlen(keys.WORK) == self.raw.xlen(keys.batches("r")) == 0
         assert list(self.raw.scan_iter(keys.blob("*"))) == []
         self.raw.close()

@@ -16,7 +16,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from protocol import client_calls, errors
-from protocol.client import AsyncGeneratorClient, GeneratorClient
+from protocol.client import GeneratorClient
+from protocol.client_async import AsyncGeneratorClient
 from protocol.entries import Sample
 from protocol.messages import (
     AdaptJob,
@@ -153,10 +154,10 @@ class InProcess:
 @pytest.fixture(params=["sync over HTTP", "async in process"])
 def client(request: pytest.FixtureRequest, service: Service):
     if request.param == "sync over HTTP":
-        with GeneratorClient(request.getfixturevalue("url") + "/", api_key="key") as made:
+        with GeneratorClient(request.getfixturevalue("url") + "/", api_key="key", retries=0) as made:
             yield made
     else:
-        yield InProcess(service, api_key="key")
+        yield InProcess(service, api_key="key", retries=0)
 
 
 # ---------------------------------------------------------------- calls
@@ -228,7 +229,7 @@ def test_a_success_of_something_else_says_so(client, service: Service, response)
 
 
 def test_a_service_that_is_not_there_is_named_without_credentials() -> None:
-    with GeneratorClient("http://user:sesame@127.0.0.1:1") as client:
+    with GeneratorClient("http://user:sesame@127.0.0.1:1", retries=0) as client:
         with pytest.raises(errors.ServiceUnreachable, match=r"@127\.0\.0\.1:1 .*start it") as raised:
             client.weights()
         assert "sesame" not in raised.value.message
@@ -241,7 +242,7 @@ def test_a_service_that_hangs_is_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with (
-            GeneratorClient(address, timeout=0.1) as client,
+            GeneratorClient(address, timeout=0.1, retries=0) as client,
             pytest.raises(errors.ServiceUnreachable, match="timed out"),
         ):
             client.weights()

@@ -237,3 +237,63 @@ def test_a_negative_or_skipped_int_label_is_named(tmp_path: Path) -> None:
     metadata(tmp_path / "y", {"file_name": "1.png", "label": 0}, {"file_name": "2.png", "label": 2})
     with pytest.raises(DatasetError, match="no images of class '1'"):
         opened(tmp_path / "y")
+
+
+# ---------------------------------------------------------------- links that lead out
+
+
+def outside(tmp_path: Path) -> Path:
+    """A picture beside the dataset."""
+    save(tmp_path / "elsewhere" / "secret.png", 9)
+    return tmp_path / "elsewhere" / "secret.png"
+
+
+def linked(tmp_path: Path, how: str) -> Path:
+    """A dataset of two good pictures in each class, and one more that is outside."""
+    secret = outside(tmp_path)
+    root = folders(tmp_path / "data", "cat/a.png", "cat/b.png", "dog/a.png", "dog/b.png")
+    if how == "file":
+        (root / "cat" / "c.png").symlink_to(secret)
+    elif how == "folder":
+        (root / "owl").symlink_to(secret.parent)
+    elif how == "metadata":
+        (root / "cat" / "c.png").symlink_to(secret)
+        metadata(
+            root, *({"file_name": f"{name}/{file}.png", "label": name} for name in ("cat", "dog") for file in "ab")
+        )
+        with (root / "metadata.jsonl").open("a") as lines:
+            lines.write('{"file_name": "cat/c.png", "label": "cat"}\n')
+    return root
+
+
+@pytest.mark.parametrize("how", ["file", "metadata"])
+def test_a_link_that_leads_out_is_a_bad_file(tmp_path: Path, how: str) -> None:
+    root = linked(tmp_path, how)
+    data = opened(root)
+    assert len(data) == 4
+    [bad] = data.bad_files
+    assert bad.path == root / "cat" / "c.png" and "leads out of the dataset" in bad.reason
+    with pytest.raises(BadFile, match=r"leads out of the dataset, to .*secret\.png: .*links_to"):
+        opened(root, on_bad_file="fail")
+    assert len(opened(root, links_to=[tmp_path / "elsewhere"])) == 5
+
+
+def test_a_class_folder_that_leads_out_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no images of class 'owl'"):
+        opened(linked(tmp_path, "folder"))
+
+
+def test_a_picture_that_became_a_link_later_is_not_read(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data", "cat/a.png", "dog/a.png")
+    data = opened(root)
+    (root / "cat" / "a.png").unlink()
+    (root / "cat" / "a.png").symlink_to(outside(tmp_path))
+    with pytest.raises(BadFile, match="leads out of the dataset"):
+        data.image(0)
+
+
+def test_links_within_the_dataset_and_to_its_root_are_fine(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data", "cat/a.png", "dog/a.png")
+    (root / "cat" / "b.png").symlink_to(root / "dog" / "a.png")
+    (tmp_path / "also").symlink_to(root)
+    assert len(opened(tmp_path / "also")) == 3

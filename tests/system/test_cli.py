@@ -86,9 +86,9 @@ def wait_until(condition, timeout_s: float = 100.0) -> None:
 
 
 def test_up_adapts_trains_and_leaves_nothing_behind(tmp_path: Path, settings: Path):
-    key = "--set", 'generator.api_key="s3cret"'
+    settings.write_text(settings.read_text().replace("[generator]", '[generator]\napi_key = "s3cret"', 1))
     seen: set[int] = set()
-    with onthefly(tmp_path / "log", "up", "--config", str(settings), *key) as process:
+    with onthefly(tmp_path / "log", "up", "--config", str(settings)) as process:
         while process.poll() is None:
             seen |= descendants(process.pid)
             time.sleep(0.2)
@@ -97,6 +97,8 @@ def test_up_adapts_trains_and_leaves_nothing_behind(tmp_path: Path, settings: Pa
     assert len(seen) >= 4, "broker with its watcher, generator, trainer"
     assert alive(seen) == set()
     assert "s3cret" not in log
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path != settings]
+    assert not [path for path in written if b"s3cret" in path.read_bytes()]
     run = record.Record.open(tmp_path / "runs" / "run")
     assert len(run.metrics) == 4
     assert {str(sample.weights) for sample in run.samples()} == {"mine@1"}
@@ -138,6 +140,18 @@ def test_adapt_makes_a_new_version_each_time(tmp_path: Path, broker: str, checkp
     assert "mine@2" in capsys.readouterr().err
 
 
+def test_adapt_does_what_the_settings_say_and_only_once(
+    tmp_path: Path, broker: str, checkpoint: Path, data: Path, settings: Path, capsys
+):
+    with serving(tmp_path, broker, checkpoint, data) as url, GeneratorClient(url) as client:
+        for _ in range(2):
+            assert cli.main(["adapt", "--config", str(settings), "--url", url]) == 0
+            assert str(client.weights().active) == "mine@1"
+        settings.write_text("[agent]\nsteps = 3\n")
+        assert cli.main(["adapt", "--config", str(settings), "--url", url]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -151,6 +165,10 @@ def test_adapt_makes_a_new_version_each_time(tmp_path: Path, broker: str, checkp
         (["generate", "x", "--image", "/nowhere.png"], 2, "cannot read /nowhere.png"),
         (["generate", "x", "--url", "http://127.0.0.1:80a"], 2, "80a"),
         (["adapt", "../x"], 2, "name"),
+        (["adapt"], 2, "NAME"),
+        (["adapt", "x", "--set", "agent.adapt.steps=3"], 2, "--config"),
+        (["adapt", "--config", "/nowhere.toml"], 2, "cannot read the settings file"),
+        (["adapt", "--config", "/nowhere.toml", "--steps", "3"], 2, "--set agent.adapt.steps="),
         (["demo", "--seed", "-1"], 2, "--seed"),
     ],
 )

@@ -77,7 +77,7 @@ def shortened(script: str) -> str:
 
 def test_every_block_is_run_here():
     """A block of a new kind, or one more, wants a test of its own."""
-    assert [kind for kind, _ in BLOCKS if kind != "text"] == ["sh", "toml", "sh", "python", "sh", "python"]
+    assert [kind for kind, _ in BLOCKS if kind != "text"] == ["sh", "toml", "sh", "python", "sh", *["python"] * 2, "sh"]
 
 
 def test_nothing_is_left_to_fill_in():
@@ -123,6 +123,9 @@ def test_processes_of_their_own_and_your_own_loop(folder: Path, environment: dic
         )
         shell(f"{sys.executable} - <<'END'\n{loop}END", folder, environment)
         assert (folder / "runs" / "mine" / "summary.json").exists()
+
+        program = one("python", "GeneratorClient").replace("8000", str(PORT))
+        assert shell(f"{sys.executable} - <<'END'\n{program}END", folder, environment).endswith("end 50\n")
 
         program = one("python", "OpenAI").replace("8000", str(PORT))
         assert "iVBOR" in shell(f"{sys.executable} - <<'END'\n{program}END", folder, environment)  # a PNG, in base64

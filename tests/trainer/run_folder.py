@@ -25,7 +25,7 @@ from protocol import codec, config
 from protocol.dataset import Dataset, DatasetConfig
 from protocol.entries import Sample, SampleBatch
 from protocol.errors import GenerationFailed
-from protocol.messages import Feedback, MarginalSample, WeightsRef, sample_id, seed_of
+from protocol.messages import Feedback, FeedbackAccepted, MarginalSample, WeightsRef, sample_id, seed_of
 from trainer.durable import write_durably
 from trainer.journal import Journal
 from trainer.pool import Candidate, Pool
@@ -65,10 +65,11 @@ class RunFolder:
         self.journal, self.pool = Journal(folder), Pool(folder / "batches")
         self.start = float(int(time.time()))
         (folder / "feedback").mkdir()
+        (folder / "accepted").mkdir()
         config.write_resolved({"trainer": self.config}, folder / "settings.toml")
 
-    def ask(self, feedback: int, indices: Sequence[int], each: int | None = 2) -> None:
-        """Feedback on dataset indices, hardest first."""
+    def ask(self, feedback: int, indices: Sequence[int], each: int = 2) -> None:
+        """Feedback on dataset indices, hardest first, and the service's promise."""
         chosen = [self.dataset.samples[index] for index in indices]
         samples = [
             MarginalSample(sample_id=e.id, label=e.label, class_name=e.class_name, caption=None, score=0.1 * position)
@@ -77,7 +78,11 @@ class RunFolder:
         asked = Feedback(
             run=self.config.run, feedback=feedback, model_version=0, samples=samples, images_per_sample=each
         )
-        write_durably(self.folder / "feedback" / f"{feedback:06d}.json", asked.model_dump_json().encode())
+        promise = FeedbackAccepted(
+            run=self.config.run, feedback=feedback, units=3, samples=len(samples) * each, weights=WEIGHTS
+        )
+        for name, message in (("feedback", asked), ("accepted", promise)):
+            write_durably(self.folder / name / f"{feedback:06d}.json", message.model_dump_json().encode())
 
     def answer(
         self,
@@ -88,14 +93,16 @@ class RunFolder:
         images: np.ndarray | None = None,
         near_copies: Sequence[int] = (),
         each: int = 2,
+        failed: bool = False,
     ) -> None:
-        """A batch arrives: `each` samples of each source, or none (it failed) without sources.
+        """A batch arrives: `each` samples of each source, or none of them when it failed.
 
         Args:
             when: seconds from `start`. images: uint8 [rows, H, W, 3]; None: random. near_copies: rows flagged as such.
         """
         entries = [self.dataset.samples[index] for index in indices for _ in range(each)]
         samples = [self._sample(feedback, entry, row % each, row in near_copies) for row, entry in enumerate(entries)]
+        missing, samples = ([sample.id for sample in samples], []) if failed else ([], samples)
         if images is None:
             draw = np.random.default_rng(100 * feedback + unit)
             images = draw.integers(0, 256, (len(samples), SIZE, SIZE, 3), dtype=np.uint8)
@@ -108,8 +115,9 @@ class RunFolder:
             model_version=0,
             weights=WEIGHTS,
             samples=samples,
+            missing=missing,
             blob=None,
-            error=None if samples else GenerationFailed("the backend raised").to_problem(),
+            error=GenerationFailed("the backend raised").to_problem() if failed else None,
             worker="w",
             started=self.start + when[0],
             finished=self.start + when[1],
@@ -146,8 +154,14 @@ class RunFolder:
 
     def select(self, iteration: int, scores: Sequence[float], dropped: Sequence[int]) -> dict[str, int]:
         """Take what has come, drop near copies and the rows `dropped` of the rest; the counts for the metrics."""
-        offline = self.config.mode == "offline"
-        taken = self.pool.everything() if offline else self.pool.take(iteration - self.config.staleness)
+        oldest = iteration - self.config.staleness
+        if self.config.mode == "offline":
+            taken = self.pool.everything()
+        else:
+            self.journal.dropped(iteration, self.pool.drop_stale(oldest), "stale")
+            taken = self.pool.take(oldest)
+        copies = [c for c in taken if self.config.drop_near_copies and c.sample.near_copy]
+        self.journal.dropped(iteration, copies, "near copy")
         allowed: list[Candidate] = [c for c in taken if not (self.config.drop_near_copies and c.sample.near_copy)]
         scores = scores or [math.nan] * len(allowed)
         self.journal.selection(iteration, allowed, scores, [row not in dropped for row in range(len(allowed))])
@@ -200,7 +214,7 @@ def write_run(folder: Path, dataset: Dataset, data: DatasetConfig, **settings: o
             run.answer(1, 0, (12, 18), range(4), near_copies=(3,))
         if iteration == 2:
             run.answer(2, 0, (21.5, 25), range(2))
-            run.answer(2, 1, (24, 28), ())
+            run.answer(2, 1, (24, 28), [2, 3], failed=True)
             run.answer(1, 1, (26, 30), [4])
         if iteration == 3:
             run.answer(2, 2, (32, 34), [4])

@@ -47,8 +47,8 @@ def test_starting_late_gives_the_same_batches_and_leaves_the_global_generator(wo
     data = TensorDataset(images, torch.arange(8), torch.arange(8) >= 6)
     chosen = schedule(8, 3, 6, seed=1, iteration=4)
     before = torch.get_rng_state()
-    whole = list(batches(data, chosen, seed=1, iteration=4, workers=workers))
-    late = list(batches(data, chosen, seed=1, iteration=4, start=2, workers=workers))
+    whole = list(batches(data, chosen, real=6, seed=1, iteration=4, workers=workers))
+    late = list(batches(data, chosen, real=6, seed=1, iteration=4, start=2, workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
     assert len(whole) == 6
     for one, other in zip(whole[2:], late, strict=True):
@@ -57,6 +57,21 @@ def test_starting_late_gives_the_same_batches_and_leaves_the_global_generator(wo
         assert torch.equal(one.synthetic, other.synthetic)
         assert one.seed == other.seed
     assert len({batch.seed for batch in whole}) == 6
+
+
+def test_processes_hold_parts_of_the_same_batches_some_of_them_no_rows():
+    images = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 2, 2, 3)
+    data = TensorDataset(images, torch.arange(8), torch.arange(8) >= 6)
+    chosen = schedule(8, 3, 6, seed=1, iteration=4)
+    whole = list(batches(data, chosen, real=6, seed=1, iteration=4))
+    cuts = [lambda n: slice(0, 0), lambda n: slice(0, n - 1), lambda n: slice(n - 1, n)]
+    parts = [list(batches(data, chosen, real=6, seed=1, iteration=4, part=part)) for part in cuts]
+    for one, *held in zip(whole, *parts, strict=True):
+        assert [len(part.images) for part in held] == [0, len(one.images) - 1, 1]
+        assert torch.equal(torch.cat([part.images for part in held]), one.images)
+        assert torch.equal(torch.cat([part.labels for part in held]), one.labels)
+        assert torch.equal(one.synthetic, one.labels >= 6)
+        assert all(torch.equal(part.synthetic, one.synthetic) and part.seed == one.seed for part in held)
 
 
 def test_derived_seeds_differ_and_stay_the_same():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from protocol.errors import CheckpointCorrupt
+from protocol.errors import CheckpointCorrupt, DiskFull
+from tests.trainer.test_durable import FULL, needs_full_device
 from trainer import checkpoint
 
 
@@ -67,6 +68,20 @@ def test_a_crash_before_the_manifest_leaves_the_earlier_one_of_equal_updates(
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path, {"iteration": 2}, updates=4)
     assert checkpoint.load(tmp_path) == {"iteration": 1}
+
+
+@needs_full_device
+@pytest.mark.parametrize("part", ["tensors", "manifest"])
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, part: str):
+    checkpoint.save(tmp_path / "run", {"updates": 1}, updates=1)
+    name = checkpoint.save(tmp_path / "other", {"updates": 2}, updates=2).name  # the same state has the same name
+    partial = tmp_path / "run" / f"{name if part == 'tensors' else checkpoint.MANIFEST}.partial"
+    partial.symlink_to(FULL)
+    with pytest.raises(DiskFull):
+        checkpoint.save(tmp_path / "run", {"updates": 2}, updates=2)
+    assert checkpoint.load(tmp_path / "run") == {"updates": 1}
+    checkpoint.save(tmp_path / "run", {"updates": 2}, updates=2)
+    assert checkpoint.load(tmp_path / "run") == {"updates": 2}
 
 
 def test_every_generator_goes_on_where_it_was(tmp_path: Path):

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -57,6 +58,17 @@ def test_augmentation_depends_on_the_generator_alone():
     assert not torch.equal(augmenting.augment(x, torch.Generator().manual_seed(4)), first)
     assert torch.equal(rng, torch.get_rng_state())
     assert torch.equal(task(image_size=8).augment(x, torch.Generator()), x)
+
+
+def test_parts_of_a_batch_become_what_they_become_in_the_whole():
+    x, augmenting = torch.randn(7, 3, 8, 8), task(image_size=8, shift=2, flip=True)
+    whole = augmenting.augment(x, torch.Generator().manual_seed(3))
+    cuts = [0, 3, 3, 7]
+    parts = [
+        augmenting.augment(x[first:last], torch.Generator().manual_seed(3), first, 7)
+        for first, last in itertools.pairwise(cuts)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_losses_and_logit_by_hand():

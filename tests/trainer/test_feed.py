@@ -17,12 +17,13 @@ from agent.planner import PlannerConfig, plan
 from protocol.broker import EmbeddedBroker, connect
 from protocol.bus import Bus, BusConfig
 from protocol.client import GeneratorClient
-from protocol.entries import SampleBatch
-from protocol.errors import QueueFull, UnknownClass
+from protocol.entries import SampleBatch, WorkUnit
+from protocol.errors import BrokerFull, QueueFull, UnknownClass
 from protocol.messages import Feedback, FeedbackAccepted, MarginalSample, WeightsRef
+from tests.trainer.test_durable import FULL, needs_full_device
 from tests.trainer.test_pool import make_batch
 from trainer import record
-from trainer.feed import Feed
+from trainer.feed import ATTEMPTS, Feed
 from trainer.journal import Journal
 from trainer.pool import Pool
 from trainer.settings import ServiceConfig
@@ -61,14 +62,15 @@ class Generator:
         reply = self.bus.publish_plan("r", feedback.feedback, feedback.fingerprint(), units, {}, reply)
         return httpx.Response(202, json=reply.model_dump())
 
-    def work(self, block_s: float = 5.0) -> None:
-        """Answer one unit."""
+    def work(self, block_s: float = 5.0, weights: WeightsRef = WEIGHTS) -> WorkUnit:
+        """Answer one unit, with samples of these weights."""
         delivery = self.bus.claim_work("g", block_s)
         assert delivery is not None
         unit = delivery.message
         batch, data = make_batch(unit.feedback, unit.unit, unit.units, [unit.rows[0].source_id])
-        filled = batch.model_dump() | {"unit_id": unit.id, "run": unit.run}
+        filled = batch.model_dump() | {"unit_id": unit.id, "run": unit.run, "weights": weights}
         self.bus.finish_work(delivery, SampleBatch.model_validate(filled), data)
+        return unit
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def generator(broker: str) -> Iterator[Generator]:
 @pytest.fixture
 def make_feed(tmp_path: Path, broker: str, generator: Generator) -> Iterator[Callable[..., Feed]]:
     journal = Journal(tmp_path)
-    client = GeneratorClient("http://127.0.0.1:9", transport=httpx.MockTransport(generator))
+    client = GeneratorClient("http://127.0.0.1:9", transport=httpx.MockTransport(generator), retries=0)
     bus = Bus(broker, BusConfig())
 
     def make(staleness: int = 0, **settings) -> Feed:
@@ -170,15 +172,15 @@ def test_waiting_for_an_outage_to_end_is_not_lateness(tmp_path: Path, make_feed,
     assert events(tmp_path) == ["outage", "recovery"]
 
 
-def test_a_full_disk_stops_the_run_and_not_only_the_thread(make_feed, generator: Generator, monkeypatch):
-    def full(*_: object) -> bool:
-        raise OSError(errno.ENOSPC, "no space left on device")
+def test_a_broken_disk_stops_the_run_and_not_only_the_thread(make_feed, generator: Generator, monkeypatch):
+    def broken(*_: object) -> bool:
+        raise OSError(errno.EIO, "input/output error")
 
     with make_feed() as feed:
-        monkeypatch.setattr(feed.pool, "admit", full)
+        monkeypatch.setattr(feed.pool, "admit", broken)
         feed.post(question(0))
         generator.work()
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(OSError, match="input/output error"):
             feed.take(0)
 
 
@@ -236,3 +238,110 @@ def test_an_answer_to_another_question_is_not_taken(tmp_path: Path, make_feed, g
             generator.work()
         assert len(feed.take(0)) == 2
     assert events(tmp_path) == ["foreign"]
+
+
+# ---------------------------------------------------------------- nothing is lost
+
+
+@needs_full_device
+def test_a_full_disk_is_waited_for_and_nothing_is_lost(tmp_path: Path, make_feed, generator: Generator, monkeypatch):
+    """There is no room for the first batch, twice; the run waits longer than answers may be late."""
+    monkeypatch.setattr("trainer.feed.RETRY_S", 0.5)
+    partial = tmp_path / "batches" / "000000-000000.safetensors.partial"
+    with make_feed(answer_timeout_s=0.2) as feed:
+        partial.symlink_to(FULL)
+        feed.post(question(0))
+        generator.work()
+        wait_until(lambda: events(tmp_path) == ["disk_full"])
+        partial.symlink_to(FULL)  # the writer that failed removed it
+        generator.work()
+        assert len(feed.take(0)) == 2
+    assert events(tmp_path) == ["disk_full", "disk_recovered"]
+    assert generator.bus.batches_waiting("r") == 0
+
+
+@needs_full_device
+def test_a_question_is_not_sent_before_it_is_on_the_disk(tmp_path: Path, make_feed, generator: Generator, monkeypatch):
+    monkeypatch.setattr("trainer.feed.RETRY_S", 0.1)
+    with make_feed() as feed:
+        for folder in ("feedback", "accepted"):
+            (tmp_path / folder / "000000.json.partial").symlink_to(FULL)
+        feed.post(question(0))
+        assert (tmp_path / "feedback" / "000000.json").exists()
+        wait_until(lambda: (tmp_path / "accepted" / "000000.json").exists())
+    assert events(tmp_path) == ["disk_full", "disk_recovered"] * 2
+
+
+def test_a_broker_without_memory_is_told_once(tmp_path: Path, broker: str, make_feed, generator: Generator):
+    with connect(broker) as client, make_feed() as feed:
+        client.config_set("maxmemory", 1)
+
+        def refuse() -> httpx.Response | None:
+            error = BrokerFull("the broker is out of memory", retry_after=0.1)
+            return httpx.Response(429, json=error.to_problem()) if client.config_get()["maxmemory"] != "0" else None
+
+        generator.refuse = refuse
+        feed.post(question(0))
+        wait_until(lambda: len(generator.posts) >= 3)
+        assert events(tmp_path) == ["broker_full"]
+        client.config_set("maxmemory", 0)
+        generator.work()
+        generator.work()
+        assert len(feed.take(0)) == 2
+    assert events(tmp_path) == ["broker_full", "broker_recovered"]
+
+
+@pytest.mark.parametrize("how", ["blob_missing", "blob_corrupt"])
+def test_an_answer_that_cannot_be_read_is_asked_for_again_and_at_last_given_up(
+    tmp_path: Path, broker: str, make_feed, generator: Generator, how: str
+):
+    """The pixels are lost while no trainer runs, again and again."""
+    make_feed().post(question(0, sources=1))
+    with connect(broker) as client:
+        for attempt in range(1, ATTEMPTS + 1):
+            generator.work()
+            for key in client.scan_iter("blob:*"):
+                client.delete(key) if how == "blob_missing" else client.setrange(key, 100, b"?")
+            with make_feed() as feed:
+                wait_until(lambda attempt=attempt: events(tmp_path) == [how] * attempt)
+                wait_until(lambda: generator.bus.batches_waiting("r") == 0)
+                assert feed.pool.complete(0) is (attempt == ATTEMPTS)
+    (dead,) = generator.bus.dead.newest().data
+    assert dead.letter.problem["error"]["code"] == how
+    with make_feed() as feed:
+        assert feed.take(0) == []
+        generator.bus.dead.retry(dead.id)
+        generator.work()
+        wait_until(lambda: feed.pool.unused == 1)
+        assert [candidate.sample.source_id for candidate in feed.take(0)] == ["s0"]
+
+
+def test_what_was_admitted_is_not_asked_for_again(tmp_path: Path, broker: str, make_feed, generator: Generator):
+    """The trainer dies between admission and acknowledgement, and the pixels expire before it is back."""
+    first = make_feed()
+    first.post(question(0, sources=1))
+    generator.work()
+    bus = Bus(broker, BusConfig())
+    delivery = bus.next_batch("r", "trainer")
+    assert delivery is not None
+    first.pool.admit(delivery.message, bus.get_blob(delivery.message.blob))
+    bus.drop_blob(delivery.message.blob)
+    bus.close()
+    with make_feed() as feed:
+        wait_until(lambda: generator.bus.batches_waiting("r") == 0)
+        assert len(feed.take(0)) == 1
+    assert events(tmp_path) == []
+
+
+def test_samples_of_other_weights_than_promised_are_refused_and_asked_for_again(
+    tmp_path: Path, make_feed, generator: Generator
+):
+    """Also by a resumed run, to which nothing is promised anew before they come."""
+    make_feed().post(question(0, sources=1))
+    generator.work(weights=WEIGHTS.model_copy(update={"version": 2}))
+    generator.away = True
+    with make_feed() as feed:
+        wait_until(lambda: events(tmp_path) == ["wrong_weights"])
+        assert generator.work().weights == WEIGHTS
+        wait_until(lambda: feed.pool.unused == 1)
+    assert "made with w@2, and w@1 was promised" in (tmp_path / "events.jsonl").read_text()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from protocol.dataset import Dataset, DatasetConfig
 from tests.trainer.test_pool import make_batch
-from trainer.data.images import RealImages, SyntheticImages, resized
+from trainer.data.images import RealImages, SyntheticImages, read, resized
 from trainer.pool import Pool
 
 
@@ -65,9 +65,10 @@ def test_cached_and_decoded_images_are_the_same(tmp_path: Path):
 def test_a_subset_keeps_rows_together(tmp_path: Path):
     pool = Pool(tmp_path)
     pool.admit(*make_batch(0, 0, 1, ["a", "b", "c"]))
-    data = SyntheticImages(pool.take(0), 2)
+    candidates = pool.take(0)
+    data = SyntheticImages(candidates, read(candidates, 2))
     chosen = data.subset(torch.tensor([True, False, True]))
     assert [candidate.sample.source_id for candidate in chosen.candidates] == ["a", "c"]
     assert torch.equal(chosen.images, data.images[[0, 2]])
     assert chosen[1][1:] == (0, True)
-    assert len(SyntheticImages([], 2)) == 0
+    assert len(SyntheticImages.none(2)) == 0

@@ -175,7 +175,7 @@ def test_autocast_covers_forward_and_loss():
 
     model, (x, y, _) = network(), batch()
     scores = lookahead_scores(
-        model, losses, x, y, virtual_lr=0.5, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+        model, losses, x, y, virtual_lr=0.5, context=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
     )
     assert seen == [(torch.bfloat16, True)] * 2
     exact = lookahead_scores(model, row_cross_entropy, x, y, virtual_lr=0.5)

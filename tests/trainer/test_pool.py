@@ -103,11 +103,53 @@ def test_stale_samples_are_dropped_and_counted(tmp_path: Path):
     pool = Pool(tmp_path)
     pool.admit(*make_batch(0, 0, 1, ["a", "b"]))
     pool.admit(*make_batch(1, 0, 1, ["a"]))
+    assert [candidate.sample.source_id for candidate in pool.drop_stale(oldest=1)] == ["a", "b"]
     assert [candidate.sample.feedback for candidate in pool.take(oldest=1)] == [1]
     assert pool.stale == 2
     pool.admit(*make_batch(0, 1, 2, ["late"]))
     assert pool.take(oldest=1) == []
-    assert pool.stale == 3
+    assert (pool.stale, pool.unused) == (2, 1)
+    assert [candidate.sample.source_id for candidate in pool.drop_stale(oldest=1)] == ["late"]
+    assert (pool.stale, pool.unused) == (3, 0)
+    assert pool.drop_stale(oldest=1) == []
+
+
+def test_the_answer_of_a_unit_that_was_tried_again_replaces_its_failure(tmp_path: Path):
+    pool = Pool(tmp_path)
+    batch, data = make_batch(0, 0, 1, ["a"])
+    failed = batch.model_copy(update={"samples": [], "missing": ["a"], "error": {"detail": "no"}})
+    assert pool.admit(failed, None)
+    assert not pool.admit(failed, None)
+    assert pool.take(0) == []
+    assert pool.admit(batch, data)
+    assert not pool.admit(failed, None)
+    again = Pool(tmp_path)
+    assert again.batches() == [batch]
+    assert [candidate.sample.source_id for candidate in again.take(0)] == ["a"]
+    assert images(pool.take(0))[0].shape == (2, 2, 3)
+
+
+def test_a_replacement_that_a_kill_cut_short_is_the_failure_still(tmp_path: Path):
+    pool = Pool(tmp_path)
+    batch, data = make_batch(0, 0, 1, ["a"])
+    pool.admit(batch.model_copy(update={"samples": [], "error": {"detail": "no"}}), None)
+    (tmp_path / "000000-000000.safetensors").write_bytes(data)  # killed before the record was written
+    again = Pool(tmp_path)
+    assert again.complete(0)
+    assert again.take(0) == []
+    assert again.admit(batch, data)
+    assert len(again.take(0)) == 1
+
+
+def test_samples_that_are_stale_stay_so_after_a_restart(tmp_path: Path):
+    pool = Pool(tmp_path)
+    pool.admit(*make_batch(0, 0, 1, ["a"]))
+    pool.admit(*make_batch(1, 0, 1, ["b"]))
+    pool.drop_stale(1)
+    again = Pool(tmp_path)
+    again.load_state_dict(pool.state_dict())
+    assert (again.stale, again.unused) == (1, 1)
+    assert again.drop_stale(1) == []
 
 
 def test_a_checkpoint_goes_back_and_files_survive(tmp_path: Path):
@@ -176,6 +218,8 @@ class Staleness(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
+        for candidate in self.pool.drop_stale(self.iteration - self.k):
+            assert candidate.sample.id not in self.trained
         for candidate in self.pool.take(self.iteration - self.k):
             assert candidate.sample.feedback is not None
             assert self.iteration - candidate.sample.feedback <= self.k

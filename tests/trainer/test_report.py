@@ -212,7 +212,7 @@ def test_comparison_by_hand(tmp_path: Path, data: DatasetConfig):
     assert rows["Kept by lookahead"] == ["0", "200"]
     assert "+8.0 points against real-only" in parsed.text
     assert "same number of updates" not in parsed.text
-    assert "16 samples of 20 asked for arrived. 1 work units failed. Every sample is accounted for" in parsed.text
+    assert "16 samples of 20 asked for arrived. 1 work units failed, and 4 samples with them. Every" in parsed.text
 
 
 def test_unequal_updates_are_pointed_out(tmp_path: Path, data: DatasetConfig):

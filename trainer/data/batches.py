@@ -7,7 +7,7 @@ just how many batches of the iteration are done, and a resumed run goes on with 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 @dataclass(frozen=True)
 class Batch:
-    """One mixed batch: B rows, S pixels a side."""
+    """One mixed batch: B rows, b of them held by this process, S pixels a side."""
 
-    images: Tensor  # uint8 [B, S, S, 3]
-    labels: Tensor  # long [B]
-    synthetic: Tensor  # bool [B]
-    seed: int  # of this batch's augmentation
+    images: Tensor  # uint8 [b, S, S, 3]
+    labels: Tensor  # long [b]
+    synthetic: Tensor  # bool [B]: of the whole batch
+    seed: int  # of the whole batch's augmentation
 
 
 def derive(*parts: int | str) -> int:
@@ -50,11 +50,33 @@ def schedule(rows: int, batch_size: int, steps: int, seed: int, iteration: int) 
     return batches[:steps]
 
 
+def whole(rows: int) -> slice:
+    """The part of a process that holds all rows."""
+    return slice(0, rows)
+
+
 def batches(
-    data: Dataset, chosen: list[list[int]], *, seed: int, iteration: int, start: int = 0, workers: int = 0
+    data: Dataset,
+    chosen: list[list[int]],
+    *,
+    real: int,
+    seed: int,
+    iteration: int,
+    start: int = 0,
+    workers: int = 0,
+    part: Callable[[int], slice] = whole,
 ) -> Iterator[Batch]:
-    """The batches of one iteration, from number `start` on."""
+    """The batches of one iteration, from number `start` on.
+
+    Args:
+        real: so many rows of the data, the first ones, are real.
+        part: which rows of a batch of so many this process loads.
+    """
     own = torch.Generator().manual_seed(derive(seed, "workers", iteration))  # the global RNG is left to the model
-    loader = DataLoader(data, batch_sampler=chosen[start:], num_workers=workers, generator=own)
-    for number, (images, labels, synthetic) in enumerate(loader, start):
-        yield Batch(images, labels, synthetic, derive(seed, "augment", iteration, number))
+    loaded = [rows[part(len(rows))] or rows[:1] for rows in chosen[start:]]  # a loader wants a row in each batch
+    loader = DataLoader(data, batch_sampler=loaded, num_workers=workers, generator=own)
+    for number, (images, labels, _) in enumerate(loader, start):
+        rows = chosen[number]
+        held = len(rows[part(len(rows))])
+        synthetic = torch.tensor(rows) >= real
+        yield Batch(images[:held], labels[:held], synthetic, derive(seed, "augment", iteration, number))

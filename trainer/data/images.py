@@ -64,22 +64,33 @@ class RealImages(TorchDataset):
         return self.images[index], int(self.labels[index]), False
 
 
-class SyntheticImages(TorchDataset):
-    """Candidates of one iteration, in memory. Items are (image uint8 [S, S, 3], label, True)."""
+def read(candidates: Sequence[Candidate], size: int) -> Tensor:
+    """Pixels of candidates, uint8 [N, S, S, 3]. Raises CheckpointCorrupt."""
+    if not candidates:
+        return torch.empty(0, size, size, 3, dtype=torch.uint8)
+    return torch.stack([resized(image, size) for image in pool.images(candidates)])
 
-    def __init__(self, candidates: Sequence[Candidate], size: int):
-        self.candidates = list(candidates)
+
+class SyntheticImages(TorchDataset):
+    """Candidates of one iteration, in memory. Items are (image uint8 [S, S, 3], label, True).
+
+    Args:
+        images: their pixels, as `read` finds them.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], images: Tensor):
+        self.candidates, self.images = list(candidates), images
         self.labels = torch.tensor([candidate.sample.label for candidate in candidates], dtype=torch.long)
-        self.images = torch.empty(0, size, size, 3, dtype=torch.uint8)
-        if self.candidates:
-            self.images = torch.stack([resized(image, size) for image in pool.images(self.candidates)])
+
+    @classmethod
+    def none(cls, size: int) -> SyntheticImages:
+        """No samples, of S pixels a side."""
+        return cls([], read([], size))
 
     def subset(self, keep: Tensor) -> SyntheticImages:
         """Only the rows where `keep` (bool [N]) is true."""
-        chosen = SyntheticImages([], self.images.shape[1])
-        chosen.candidates = [candidate for candidate, kept in zip(self.candidates, keep.tolist(), strict=True) if kept]
-        chosen.labels, chosen.images = self.labels[keep], self.images[keep]
-        return chosen
+        candidates = [candidate for candidate, kept in zip(self.candidates, keep.tolist(), strict=True) if kept]
+        return SyntheticImages(candidates, self.images[keep])
 
     def __len__(self) -> int:
         return len(self.candidates)

@@ -107,7 +107,7 @@ def gradients(record: Record) -> str:
 def counts(record: Record) -> str:
     """What became of the samples that each iteration was given."""
     kept = Counter(row["iteration"] + 1 for row in record.selection if row["kept"])
-    dropped = Counter(row["iteration"] + 1 for row in record.selection if not row["kept"])
+    dropped = Counter(row["iteration"] + 1 for row in record.selection if row["fate"] == "vog")
 
     def draw(figure: Figure) -> None:
         axes = _iterations(figure, record, "Synthetic samples")

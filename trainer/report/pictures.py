@@ -22,6 +22,7 @@ from protocol.messages import Feedback, MarginalSample
 from trainer.record import Record
 
 Fate = Literal["kept", "dropped", "near copy", "not used"]
+SHOWN_FATES: dict[str, Fate] = {"trained": "kept", "vog": "dropped", "near copy": "near copy", "stale": "not used"}
 LARGEST = 160  # pixels of the longer side; larger pictures are made smaller
 
 
@@ -124,16 +125,14 @@ class Album:
     def fate(self, sample: Sample) -> Fate:
         """What became of a synthetic sample; offline, the last time it was drawn."""
         row = self._rows.get(sample.id)
-        if row is not None:
-            return "kept" if row["kept"] else "dropped"
-        return "near copy" if sample.near_copy and self.record.config.drop_near_copies else "not used"
+        return SHOWN_FATES[row["fate"]] if row is not None else "not used"
 
     def by_vog(self, most_classes: int, most: int) -> list[tuple[str, list[Picture], list[Picture]]]:
         """For each class, the samples of lowest VoG that were dropped and those of highest VoG that were kept.
 
         Only of the last iteration that dropped any, as scores compare within one; classes in order of their names.
         """
-        dropping = [row["iteration"] for row in self.record.selection if not row["kept"]]
+        dropping = [row["iteration"] for row in self.record.selection if row["fate"] == "vog"]
         rows = [
             r for r in self.record.selection if dropping and r["iteration"] == dropping[-1] and r["vog"] is not None
         ]

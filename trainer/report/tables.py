@@ -102,8 +102,10 @@ def books(own: Summary) -> str:
         verdict = "Every sample is accounted for: the counts of the run's files agree with each other."
     else:
         verdict = "<strong>The run's files disagree about these counts</strong>: some were lost or changed."
-    asked = "" if own.requested is None else f" of {_count(own.requested)} asked for"
-    failed = f" {_count(own.failed_units)} work units failed." if own.failed_units else ""
+    asked = f" of {_count(own.requested)} asked for"
+    units, dead = _count(own.failed_units), _count(own.dead)
+    failed = f" {units} work units failed, and {dead} samples with them." if own.failed_units else ""
+    failed += f" {_count(own.outstanding)} did not come." if own.outstanding else ""
     shown = [part for part in parts if part[1] > 0]
     bar = "".join(f'<i style="flex:{number};background:var({colour})"></i>' for _, number, colour in shown)
     legend = "".join(

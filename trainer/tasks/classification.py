@@ -96,17 +96,18 @@ class Classification:
         mean, std = self._mean.to(x.device), self._std.to(x.device)
         return (x - mean[:, None, None]) / std[:, None, None]
 
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Each row of x [B, 3, S, S] shifted and mirrored on its own, the whole batch by one gather."""
+    def augment(self, x: Tensor, generator: torch.Generator, first: int = 0, total: int | None = None) -> Tensor:
+        """Each row of x [B, 3, S, S] shifted and mirrored on its own, all by one gather; see `Task.augment`."""
         shift, (batch, channels, height, width) = self.config.shift, x.shape
         if not shift and not self.config.flip:
             return x
-        offsets = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator, device=generator.device)
-        dy, dx = offsets.to(x.device)
+        drawn, own = batch if total is None else total, slice(first, first + batch)
+        offsets = torch.randint(-shift, shift + 1, (2, drawn, 1), generator=generator, device=generator.device)
+        dy, dx = offsets[:, own].to(x.device)
         rows = (torch.arange(height, device=x.device) + dy).clamp(0, height - 1)
         columns = (torch.arange(width, device=x.device) + dx).clamp(0, width - 1)
         if self.config.flip:
-            mirrored = torch.rand((batch, 1), generator=generator, device=generator.device) < 0.5
+            mirrored = torch.rand((drawn, 1), generator=generator, device=generator.device)[own] < 0.5
             columns = torch.where(mirrored.to(x.device), columns.flip(1), columns)
         index = torch.arange(batch, device=x.device)[:, None, None, None]
         channel = torch.arange(channels, device=x.device)[:, None, None]

@@ -29,8 +29,13 @@ class Task(Protocol):
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] to normalised float32 [B, 3, S, S], on the same device."""
 
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Training augmentation of preprocessed rows; all randomness comes from the generator."""
+    def augment(self, x: Tensor, generator: torch.Generator, first: int = 0, total: int | None = None) -> Tensor:
+        """Training augmentation of preprocessed rows; all randomness comes from the generator.
+
+        Args:
+            x: rows first, first + 1, ... of a batch of `total` rows (None: all of it). Each becomes what it becomes
+                when the batch is augmented whole.
+        """
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Loss [B] of each row from the model's outputs and the labels [B]; rows may depend on each other."""

@@ -1,0 +1,37 @@
+"""How many generators a trainer keeps busy, and how long an iteration takes: a model of throughput.
+
+An iteration wants D samples and trains for T seconds; R replicas make g samples a second each. Generating takes
+G = D / (R g). Beside the training (async) an iteration takes max(T, G), after one another (sync) T + G; what neither
+side can hide (posting, queue, first and last batch) is added to both. Knows nothing of how the numbers were measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one stage-2 iteration asks for, and what one replica gives."""
+
+    samples: int  # D = k m, before any filter
+    train_s: float  # T: scoring, filtering and training, without waiting
+    rate: float  # g, samples a second of one replica while it is busy
+    overhead_s: float = 0.0  # of an iteration, whatever the number of replicas
+
+    def generate_s(self, replicas: int) -> float:
+        """G, seconds."""
+        return self.samples / (replicas * self.rate)
+
+    def async_s(self, replicas: int) -> float:
+        """Seconds of an iteration whose samples are made beside the training of the one before."""
+        return max(self.train_s, self.generate_s(replicas)) + self.overhead_s
+
+    def sync_s(self, replicas: int) -> float:
+        """Seconds of an iteration that waits for its samples."""
+        return self.train_s + self.generate_s(replicas) + self.overhead_s
+
+    def replicas(self) -> int:
+        """The fewest replicas that a trainer in mode async never waits for."""
+        return math.ceil(self.samples / (self.rate * self.train_s))
