@@ -12,7 +12,7 @@ help:
 	@echo "make demo    handwritten digits, end to end, on this machine (5 minutes)"
 	@echo "make test    the test suite"
 	@echo "make lint    style and security checks"
-	@echo "make bench   performance ratios, side by side"
+	@echo "make bench   performance ratios, side by side (half an hour)"
 	@echo "make soak    a run that goes on while its processes are killed, 250 times in all"
 	@echo "make fuzz    some thousand requests that nobody thought of, against a service with a tiny model"
 	@echo "make audit   known vulnerabilities of what requirements.lock pins; asks an advisory service"

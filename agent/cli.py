@@ -41,30 +41,46 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="onthefly", description="A training loop that asks for the data it needs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (
+        _demo_command,
+        _up_command,
+        _process_commands,
+        _adapt_command,
+        _size_command,
+        _dead_commands,
+        _generate_command,
+    ):
+        add(commands)
+    return parser
 
+
+def _demo_command(commands: Any) -> None:
     command = commands.add_parser("demo", help="handwritten digits, end to end, on this machine")
     command.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo (default: runs/demo)")
     command.add_argument("--seed", type=_seed, default=0, help="of the images drawn, the model and the noise")
     command.add_argument("--seeds", type=int, help="instead: every arm over so many seeds, mean and standard error")
     command.set_defaults(run=lambda o: demo.study(o.out, o.seeds) if o.seeds else demo.demo(o.out, o.seed))
 
+
+def _up_command(commands: Any) -> None:
     command = commands.add_parser("up", help="broker, generator and trainer on this machine, from one settings file")
     _settings(command, required=True)
     command.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside and start anew")
     command.add_argument("--replicas", type=int, help="generators to start (default: agent.replicas, 1)")
     command.set_defaults(run=_up)
 
-    for name, module, text in (
-        ("serve", "generator_service", "a generator service"),
-        ("train", "trainer", "a trainer, against a service and a broker that run already"),
-    ):
-        command = commands.add_parser(name, help=text)
-        _settings(command)
-        if name == "train":
-            command.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside")
-            command.add_argument("--processes", type=_positive(int), help="that train it together (default: one)")
-        command.set_defaults(run=_become, module=module)
 
+def _process_commands(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="a generator service")
+    train = commands.add_parser("train", help="a trainer, against a service and a broker that run already")
+    for command, module in ((serve, "generator_service"), (train, "trainer")):
+        _settings(command)
+        command.set_defaults(run=_become, module=module)
+    train.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside")
+    train.add_argument("--processes", type=_positive(int), help="that train it together (default: one)")
+
+
+def _adapt_command(commands: Any) -> None:
     told = "With --config instead of a name: what its table [agent.adapt] says, unless that was done before."
     command = commands.add_parser("adapt", help="fine-tune a running service on its dataset", epilog=told)
     _service(command)
@@ -76,23 +92,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(f"--{field}", type=kind, help=f"(default: {default})")
     command.add_argument("--activate", action="store_true", help="serve with the result when it is ready")
     command.set_defaults(run=_adapt)
-
-    _size_command(commands)
-    _dead_commands(commands)
-
-    command = commands.add_parser("generate", help="images from a running service")
-    _service(command)
-    command.add_argument("prompt", help="text; for class-conditional weights a class name")
-    command.add_argument("-n", type=int, default=1, help="how many")
-    command.add_argument("--model", help="weights, NAME or NAME@VERSION (default: the active ones)")
-    command.add_argument("--seed", type=int, help="of the first image")
-    command.add_argument("--steps", type=int, help="denoising steps")
-    command.add_argument("--guidance-scale", type=float)
-    command.add_argument("--image", type=Path, help="start from this image")
-    command.add_argument("--strength", type=float, help="how far from --image: 0 keeps it, 1 forgets it")
-    command.add_argument("--out", type=Path, default=Path("."), help="folder for the PNG files")
-    command.set_defaults(run=_generate)
-    return parser
 
 
 def _size_command(commands: Any) -> None:
@@ -119,6 +118,21 @@ def _dead_commands(commands: Any) -> None:
         command.add_argument("--all", action="store_true", help="every one that there is now")
         _service(command)
         command.set_defaults(run=_treat_dead, action=action)
+
+
+def _generate_command(commands: Any) -> None:
+    command = commands.add_parser("generate", help="images from a running service")
+    _service(command)
+    command.add_argument("prompt", help="text; for class-conditional weights a class name")
+    command.add_argument("-n", type=int, default=1, help="how many")
+    command.add_argument("--model", help="weights, NAME or NAME@VERSION (default: the active ones)")
+    command.add_argument("--seed", type=int, help="of the first image")
+    command.add_argument("--steps", type=int, help="denoising steps")
+    command.add_argument("--guidance-scale", type=float)
+    command.add_argument("--image", type=Path, help="start from this image")
+    command.add_argument("--strength", type=float, help="how far from --image: 0 keeps it, 1 forgets it")
+    command.add_argument("--out", type=Path, default=Path("."), help="folder for the PNG files")
+    command.set_defaults(run=_generate)
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:

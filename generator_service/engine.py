@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from generator_service.backends.interface import Backend, Progress, Row, Sampling, WeightSet
+from generator_service.adaptation_run import AdaptationRun
+from generator_service.backends.interface import Backend, Row, Sampling, WeightSet
 from generator_service.batching import Batch, Batcher, Generated, Generation
 from generator_service.boundary import guard
 from protocol.errors import Cancelled, NotReady, OnTheFlyError
@@ -36,21 +36,6 @@ class EngineMetrics(Protocol):
     def batch_done(self, batch: Batch, started: float, finished: float) -> None: ...
 
     def adaptation_step(self, loss: float) -> None: ...
-
-
-@dataclass(eq=False)
-class AdaptationRun:
-    """One fine-tuning, stepped by the engine. The future gives (kind, metadata) of the new weight set."""
-
-    base: WeightSet
-    begin: Callable[[Backend], Iterator[Progress]]  # called on the compute thread
-    on_progress: Callable[[Progress], None]  # called on the compute thread
-    future: Future[tuple[str, dict[str, Any]]] = field(default_factory=Future)
-    cancelled: bool = False
-    steps: Iterator[Progress] | None = None  # None: not begun
-
-    def __post_init__(self) -> None:
-        self.future.set_running_or_notify_cancel()
 
 
 class Engine:

@@ -14,10 +14,11 @@ from functools import partial
 import numpy as np
 
 from generator_service import access, registry
+from generator_service.adaptation_run import AdaptationRun
 from generator_service.backends.interface import WeightSet
 from generator_service.batching import Generation
 from generator_service.boundary import guard
-from generator_service.engine import AdaptationRun, Engine
+from generator_service.engine import Engine
 from generator_service.image_request import ImageOrder
 from generator_service.jobs import JobRecord, JobTable
 from generator_service.real_images import RealImages

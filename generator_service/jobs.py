@@ -203,9 +203,10 @@ class JobTable:
             raise UnknownJob(f"no job {job_id!r} here: another replica has it, or it ended too long ago")
         return record
 
-    def list(self) -> list[Job]:
+    def list(self, owner: str | None = None) -> list[Job]:
+        """Oldest first; of one owner, or of all."""
         with self._lock:
-            return [record.job for record in self._records.values()]
+            return [record.job for record in self._records.values() if owner is None or record.owner == owner]
 
     def discard(self, record: JobRecord) -> None:
         """Forget a job that could not be started."""

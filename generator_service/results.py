@@ -36,11 +36,36 @@ class Recorder:
         request = order.request
         image_format = request.output_format or "png"
         quality = 100 if request.output_compression is None else request.output_compression
-        data, samples = [], []
-        for index, (row, image, near) in enumerate(
-            zip(order.rows, generated.images, self._near(generated), strict=True)
-        ):
-            sample = Sample(
+        inline = request.response_format != "url"
+        samples = self._ordered(order, generated)
+        data = []
+        for sample, image in zip(samples, generated.images, strict=True):
+            encoded = image_to_bytes(image, image_format, quality)
+            self.samples.add_image(sample.id, encoded, image_format)
+            data.append(
+                GeneratedImage(
+                    b64_json=base64.b64encode(encoded).decode("ascii") if inline else None,
+                    url=None if inline else f"{order.base_url}/v1/samples/{sample.id}/image",
+                    revised_prompt=order.class_name,
+                    sample_id=sample.id,
+                    seed=sample.seed,
+                    near_copy=sample.near_copy,
+                )
+            )
+        self.samples.add(samples)
+        height, width = generated.images.shape[1:3]
+        return ImagesResponse(
+            created=int(time.time()),
+            data=data,
+            output_format=image_format,
+            size=f"{width}x{height}",
+            weights=order.weights.ref,
+        )
+
+    def _ordered(self, order: ImageOrder, generated: Generated) -> list[Sample]:
+        """The samples of one request."""
+        return [
+            Sample(
                 id=uuid.uuid4().hex,
                 run=None,
                 feedback=None,
@@ -58,32 +83,11 @@ class Recorder:
                 strength=order.sampling.strength,
                 weights=order.weights.ref,
                 created=generated.finished,
-                user=request.user,
+                user=order.request.user,
                 **near,
             )
-            encoded = image_to_bytes(image, image_format, quality)
-            self.samples.add_image(sample.id, encoded, image_format)
-            samples.append(sample)
-            inline = request.response_format != "url"
-            data.append(
-                GeneratedImage(
-                    b64_json=base64.b64encode(encoded).decode("ascii") if inline else None,
-                    url=None if inline else f"{order.base_url}/v1/samples/{sample.id}/image",
-                    revised_prompt=order.class_name,
-                    sample_id=sample.id,
-                    seed=row.seed,
-                    near_copy=sample.near_copy,
-                )
-            )
-        self.samples.add(samples)
-        height, width = generated.images.shape[1:3]
-        return ImagesResponse(
-            created=int(time.time()),
-            data=data,
-            output_format=image_format,
-            size=f"{width}x{height}",
-            weights=order.weights.ref,
-        )
+            for index, (row, near) in enumerate(zip(order.rows, self._near(generated), strict=True))
+        ]
 
     def sample_batch(self, unit: WorkUnit, generated: Generated, worker: str) -> tuple[SampleBatch, bytes]:
         """The answer to a work unit and its blob; the caller records the samples and publishes both."""

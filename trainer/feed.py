@@ -18,25 +18,17 @@ from pathlib import Path
 from protocol.bus import Bus, Delivery
 from protocol.client import GeneratorClient
 from protocol.entries import SampleBatch
-from protocol.errors import BlobError, BrokerFull, DiskFull, OnTheFlyError, Retryable, ServiceUnreachable, WrongWeights
-from protocol.interruption import Interruption
-from protocol.messages import Feedback, FeedbackAccepted
-from trainer import correlation
-from trainer.durable import write_durably
+from protocol.errors import BlobError, BrokerFull, DiskFull, OnTheFlyError, Retryable, WrongWeights
+from protocol.messages import Feedback
+from trainer import correlation, outage
 from trainer.journal import Journal
-from trainer.outage import Outage
+from trainer.outage import Peers
+from trainer.outbox import Outbox
 from trainer.pool import Candidate, Pool
 from trainer.settings import ServiceConfig
 
 LOOK_S = 1.0  # between looks at whether the broker was restarted
-RETRY_S = 1.0  # between tries, while the disk is full
 ATTEMPTS = 3  # at a unit whose answer cannot be read
-
-
-def _interruption(journal: Journal, what: str, over: str) -> Interruption:
-    return Interruption(
-        lambda error: journal.event(f"{what}_full", error.message), lambda: journal.event(f"{what}_recovered", over)
-    )
 
 
 class Feed:
@@ -44,8 +36,7 @@ class Feed:
 
     Args:
         staleness: K, in iterations.
-        folder: the run's folder; each feedback is kept in `feedback/` before it is sent, so that a resumed run asks
-            the same question again, and what the service promised for it in `accepted/`.
+        folder: the run's folder.
     """
 
     def __init__(
@@ -61,30 +52,13 @@ class Feed:
     ):
         self.pool, self.journal, self.run, self.staleness = pool, journal, run, staleness
         self._config, self._client, self._bus = config, client, bus
-        self._folder = folder / "feedback"
-        self._promises = folder / "accepted"
-        for place in (self._folder, self._promises):
-            place.mkdir(parents=True, exist_ok=True)
-        self._outbox: set[int] = set()  # feedback to send
-        self._sending = threading.Lock()
-        self._accepted = {
-            int(path.stem): FeedbackAccepted.model_validate_json(path.read_bytes())
-            for path in self._promises.glob("*.json")
-        }
-        self._asked = {int(path.stem): Feedback.model_validate_json(path.read_text()) for path in self._kept()}
-        self._service = Outage("the generator service", config, journal)
-        self._broker = Outage("the broker", config, journal)
-        self._disk = _interruption(journal, "disk", "there is room on the disk again")
-        self._memory = _interruption(journal, "broker", "the broker has room again")
+        self._peers = Peers(config, journal)
+        self._outbox = Outbox(client, pool, self._peers, folder)
         self._failure: Exception | None = None
-        self._send_after = 0.0  # monotonic: the service asked not to be asked before
         self._server, self._next_look = "", 0.0  # the broker's present life, and when to look again
         self._oldest = 0  # feedback whose answers are still of use
         self._stop = threading.Event()
         self._thread = threading.Thread(target=copy_context().run, args=(self._receive,), name="feed", daemon=True)
-
-    def _kept(self) -> list[Path]:
-        return sorted(self._folder.glob("*.json"))
 
     def __enter__(self) -> Feed:
         """Raises BrokerUnavailable: a run does not start without its queue."""
@@ -100,7 +74,7 @@ class Feed:
 
     def asked(self, iteration: int) -> Feedback | None:
         """The feedback of an iteration, if it was asked before a crash."""
-        return self._asked.get(iteration)
+        return self._outbox.asked(iteration)
 
     def post(self, feedback: Feedback) -> None:
         """Send feedback. When the service cannot take it now, it is sent later, until it would be stale.
@@ -108,53 +82,13 @@ class Feed:
         Raises:
             InvalidRequest, NotFound, Unauthorized: the service refuses this feedback for good.
         """
-        body = feedback.model_dump_json().encode()
-        self._when_there_is_room(lambda: write_durably(self._folder / f"{feedback.feedback:06d}.json", body))
-        with self._sending:
-            self._asked[feedback.feedback] = feedback
-            self._outbox.add(feedback.feedback)
-        self._send()
+        self._when_there_is_room(lambda: self._outbox.put(feedback))
+        self._outbox.send()
 
     def resume(self, iteration: int) -> None:
         """A run goes on at this iteration: ask again what it still waits for."""
         self._oldest = iteration - self.staleness
-        self._ask_again()
-
-    def _ask_again(self) -> None:
-        """Ask once more what is not answered whole, which the broker may have lost. What was planned already is not
-        planned again, and a batch that comes twice is admitted once."""
-        with self._sending:
-            unanswered = {number for number in self._asked if not self.pool.complete(number)}
-            self._outbox |= {number for number in unanswered if number >= self._oldest}
-
-    def _send(self) -> None:
-        """Try to send everything in the outbox, oldest first; what is refused for now stays in it."""
-        with self._sending:
-            for number in sorted(self._outbox):
-                if time.monotonic() < self._send_after:
-                    return
-                try:
-                    with correlation.sending(self._asked[number]):
-                        accepted = self._client.feedback(self._asked[number])
-                    write_durably(self._promises / f"{number:06d}.json", accepted.model_dump_json().encode())
-                except (Retryable, DiskFull) as error:
-                    self._put_off(error)
-                    return
-                for peer in (self._disk, self._memory):
-                    peer.worked()
-                self._service.succeeded()
-                self._accepted[number] = accepted
-                self._outbox.discard(number)
-
-    def _put_off(self, error: OnTheFlyError) -> None:
-        """Feedback cannot be sent now, or (on a full disk) it cannot be noted that it was."""
-        self._send_after = time.monotonic() + (error.retry_after or RETRY_S)
-        if isinstance(error, ServiceUnreachable):
-            self._service.failed(error)
-        elif isinstance(error, BrokerFull):
-            self._memory.failed(error)
-        elif isinstance(error, DiskFull):
-            self._disk.failed(error)
+        self._outbox.ask_again(self._oldest)
 
     # ------------------------------------------------------------ in
 
@@ -165,15 +99,10 @@ class Feed:
             OnTheFlyError: what the background thread could not go on from.
         """
         due = iteration - self.staleness
-        with self._sending:
-            self._oldest = due
-            for number in [number for number in self._outbox if number < due]:
-                self._outbox.discard(number)
-                if not self.pool.complete(number):  # else it was to be sent again, and the answers came all the same
-                    self.journal.event(
-                        "unsent", f"feedback {number} was not accepted in time and is stale", feedback=number
-                    )
-        if due in self._asked:
+        self._oldest = due
+        for number in self._outbox.give_up(due):
+            self.journal.event("unsent", f"feedback {number} was not accepted in time and is stale", feedback=number)
+        if self._outbox.asked(due):
             self._wait(due)
         self.journal.dropped(iteration, self.pool.drop_stale(due), "stale")
         return self.pool.take(due)
@@ -182,18 +111,16 @@ class Feed:
         """Until feedback `due` is answered, or it is late, or an outage is not to be waited for."""
         deadline = time.monotonic() + self._config.answer_timeout_s
         next_probe = 0.0
-        while not self._answered(due):
+        while not self._outbox.answered(due):
             if self._failure is not None:
                 raise self._failure
             now = time.monotonic()
             if now >= next_probe:
                 self._probe()
                 next_probe = now + 1.0
-            if self._disk.on:
-                deadline = now + self._config.answer_timeout_s
-            if self._service.failing or self._broker.failing:
-                if self._config.on_outage == "continue" and (self._service.declared or self._broker.declared):
-                    return
+            if self._peers.declared and self._config.on_outage == "continue":
+                return
+            if self._peers.failing or self._peers.disk.on:
                 deadline = now + self._config.answer_timeout_s  # counts from the recovery
             if now > deadline:
                 self.journal.event("late", f"the answers to feedback {due} are late; going on without", feedback=due)
@@ -201,36 +128,32 @@ class Feed:
             with self.pool.changed:
                 self.pool.changed.wait(0.1)
 
-    def _answered(self, number: int) -> bool:
-        accepted = self._accepted.get(number)
-        return (accepted is not None and accepted.units == 0) or self.pool.complete(number)
-
     def _probe(self) -> None:
         """While waiting: is the service still there?"""
         try:
             self._client.wait_ready(timeout_s=0.0)
         except Retryable as error:
-            self._service.failed(error)
+            self._peers.service.failed(error)
         else:
-            self._service.succeeded()
+            self._peers.service.succeeded()
 
     def _receive(self) -> None:
         """The background thread: admit what comes, send what could not be sent. What it cannot go on from is raised in
         the loop's thread."""
         while not self._stop.is_set():
             try:
-                self._send()
+                self._outbox.send()
                 delivery = self._bus.next_batch(self.run, "trainer", block_s=0.25)
-                self._broker.succeeded()
+                self._peers.broker.succeeded()
                 self._notice_restart()
                 if delivery is not None:
                     with correlation.admitting(delivery.message):
                         self._when_there_is_room(partial(self._admit, delivery))
             except BrokerFull as error:
-                self._memory.failed(error)
-                self._stop.wait(RETRY_S)
+                self._peers.memory.failed(error)
+                self._stop.wait(outage.RETRY_S)
             except Retryable as error:
-                self._broker.failed(error)
+                self._peers.broker.failed(error)
                 self._stop.wait(0.5)
             except Exception as error:
                 self._failure = error
@@ -242,7 +165,7 @@ class Feed:
             return
         server, self._next_look = self._bus.server(), time.monotonic() + LOOK_S
         if server != self._server:
-            self._ask_again()
+            self._outbox.ask_again(self._oldest)
         self._server = server
 
     def _when_there_is_room(self, write: Callable[[], None]) -> None:
@@ -252,22 +175,21 @@ class Feed:
             try:
                 write()
             except DiskFull as error:
-                self._disk.failed(error)
-                self._stop.wait(RETRY_S)
+                self._peers.disk.failed(error)
+                self._stop.wait(outage.RETRY_S)
             else:
-                self._disk.worked()
+                self._peers.disk.worked()
                 return
 
     def _admit(self, delivery: Delivery[SampleBatch]) -> None:
         """Make a batch durable, then acknowledge it. Raises DiskFull."""
         batch, data = delivery.message, None
-        asked = self._asked.get(batch.feedback)
+        asked = self._outbox.asked(batch.feedback)
         if asked is None or not batch.unit_id.endswith(asked.fingerprint()):
             self.journal.event("foreign", f"batch {batch.unit_id} answers no question of this run", unit=batch.unit_id)
             self._bus.ack_batch(delivery)
             return
-        with self._sending:  # an answer may overtake the reply that promises it
-            promised = self._accepted.get(batch.feedback)
+        promised = self._outbox.promised(batch.feedback)
         if batch.samples and promised is not None and batch.weights != promised.weights:
             wrong = WrongWeights(f"it was made with {batch.weights}, and {promised.weights} was promised")
             batch = batch.model_copy(update={"weights": promised.weights})  # to be made with

@@ -1,13 +1,16 @@
-"""A peer of the trainer that is gone, and comes back. Knows nothing of who the peer is."""
+"""What a run depends on, when it is gone or full, and when it is back. Knows nothing of what it is needed for."""
 
 from __future__ import annotations
 
 import threading
 import time
 
-from protocol.errors import OnTheFlyError
+from protocol.errors import BrokerFull, DiskFull, OnTheFlyError, ServiceUnreachable
+from protocol.interruption import Interruption
 from trainer.journal import Journal
 from trainer.settings import ServiceConfig
+
+RETRY_S = 1.0  # between tries, while something is full
 
 
 class Outage:
@@ -41,3 +44,44 @@ class Outage:
             if self.declared:
                 self._journal.event("recovery", f"{self._peer} is back", peer=self._peer)
             self._since, self.declared = None, False
+
+
+class Peers:
+    """The service and the broker, which may be gone; the disk and the broker's memory, which may be full."""
+
+    def __init__(self, config: ServiceConfig, journal: Journal):
+        self.service = Outage("the generator service", config, journal)
+        self.broker = Outage("the broker", config, journal)
+        self.disk = _fullness(journal, "disk", "there is room on the disk again")
+        self.memory = _fullness(journal, "broker", "the broker has room again")
+
+    @property
+    def failing(self) -> bool:
+        """Whether one did not answer the last time."""
+        return self.service.failing or self.broker.failing
+
+    @property
+    def declared(self) -> bool:
+        """Whether one is gone for longer than the grace time."""
+        return self.service.declared or self.broker.declared
+
+    def failed(self, error: OnTheFlyError) -> None:
+        """A request to the service came to nothing; others than these mean that it is busy."""
+        if isinstance(error, ServiceUnreachable):
+            self.service.failed(error)
+        elif isinstance(error, BrokerFull):
+            self.memory.failed(error)
+        elif isinstance(error, DiskFull):
+            self.disk.failed(error)
+
+    def accepted(self) -> None:
+        """The service took feedback, which wants room on the broker, and it was noted."""
+        self.service.succeeded()
+        self.memory.worked()
+        self.disk.worked()
+
+
+def _fullness(journal: Journal, what: str, over: str) -> Interruption:
+    return Interruption(
+        lambda error: journal.event(f"{what}_full", error.message), lambda: journal.event(f"{what}_recovered", over)
+    )

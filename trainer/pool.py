@@ -178,6 +178,19 @@ def images(candidates: Sequence[Candidate]) -> list[np.ndarray]:
     return [pixels[candidate.file][candidate.row] for candidate in candidates]
 
 
+Plain = list[tuple[str, str, int, str | None]]
+
+
+def packed(candidates: Sequence[Candidate]) -> Plain:
+    """Candidates as plain values, on the way to the other processes of a run."""
+    return [(c.sample.model_dump_json(), str(c.file), c.row, c.sha256) for c in candidates]
+
+
+def unpacked(plain: Plain) -> list[Candidate]:
+    """The candidates that `packed` was given."""
+    return [Candidate(Sample.model_validate_json(sample), Path(file), row, sha) for sample, file, row, sha in plain]
+
+
 def _candidates(batch: SampleBatch, file: Path) -> list[Candidate]:
     digest = batch.blob.sha256 if batch.blob is not None else None
     return [Candidate(sample, file, row, digest) for row, sample in enumerate(batch.samples)]

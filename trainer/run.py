@@ -21,9 +21,8 @@ from trainer.data.batches import Batch, batches, batches_an_epoch, schedule
 from trainer.data.images import RealImages, SyntheticImages, read
 from trainer.journal import Journal
 from trainer.parallel import OneProcess
-from trainer.pool import Candidate, Pool
+from trainer.pool import Candidate, Pool, packed, unpacked
 from trainer.settings import OptimizerConfig, TrainerConfig
-from trainer.source import of_first
 from trainer.tasks.interface import Task
 
 EVALUATION_ROWS = 256  # rows of one forward pass without gradients
@@ -247,7 +246,9 @@ class Run:
                     "choose another trainer.run, or start anew with --fresh"
                 ) from error
         self.snapshots = state["snapshots"]
-        self.synthetic = self.with_pixels(of_first(self.processes, lambda: self._go_back(state)))
+        self.synthetic = self.with_pixels(
+            self.processes.first(lambda: self._go_back(state), pack=packed, unpack=unpacked)
+        )
         checkpoint.load_rng_state(state["rng"])
         return True
 

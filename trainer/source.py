@@ -5,17 +5,15 @@ Each source answers the same two calls, so that the loop does not know which mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Protocol
 
 from protocol import codec
 from protocol.dataset import Dataset
-from protocol.entries import Sample
 from protocol.messages import Feedback, MarginalSample
 from trainer.feed import Feed
 from trainer.parallel import OneProcess
-from trainer.pool import Candidate
+from trainer.pool import Candidate, packed, unpacked
 from trainer.settings import TrainerConfig
 
 
@@ -93,23 +91,7 @@ class Shared:
         self._processes.first(lambda: self._source.ask(iteration, model_version, marginal, scores))
 
     def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
-        return of_first(self._processes, lambda: self._source.take(iteration, marginal))
-
-
-def of_first(processes: OneProcess, find: Callable[[], list[Candidate]]) -> list[Candidate]:
-    """The candidates that `find` returns in the first process, in every process; only that one can read their files."""
-    return processes.first(find, pack=_plain, unpack=_candidates)
-
-
-Plain = list[tuple[str, str, int, str | None]]
-
-
-def _plain(candidates: list[Candidate]) -> Plain:
-    return [(c.sample.model_dump_json(), str(c.file), c.row, c.sha256) for c in candidates]
-
-
-def _candidates(plain: Plain) -> list[Candidate]:
-    return [Candidate(Sample.model_validate_json(sample), Path(file), row, sha) for sample, file, row, sha in plain]
+        return self._processes.first(lambda: self._source.take(iteration, marginal), pack=packed, unpack=unpacked)
 
 
 def question(

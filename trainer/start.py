@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from trainer import folder, registry, summary, telemetry
 from trainer.board import Reporter
 from trainer.data.images import RealImages
 from trainer.feed import Feed
-from trainer.journal import Journal
+from trainer.journal import Journal, Unwritten
 from trainer.loop import train
 from trainer.parallel import OneProcess, joined, several
 from trainer.pool import Pool
@@ -103,19 +102,6 @@ def _records(config: TrainerConfig, stack: ExitStack) -> tuple[Pool, Journal]:
     journal = Journal(config.folder)
     stack.callback(journal.close)
     return Pool(config.folder / "batches"), journal
-
-
-class Unwritten(Journal):
-    """The journal of a process that is not the first: what it would say, that one says."""
-
-    def __init__(self) -> None:
-        pass
-
-    def metrics(self, row: Mapping[str, Any]) -> None:
-        pass
-
-    def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        pass
 
 
 def _check_same(run: Run) -> None:

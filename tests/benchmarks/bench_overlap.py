@@ -133,7 +133,7 @@ def report(each: list[int], measured: dict[tuple[int, str], Measured]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--each", type=int, nargs="+", default=[1, 2, 4, 8], help="images for each hard sample")
+    parser.add_argument("--each", type=int, nargs="+", default=[2, 8], help="images for each hard sample")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each kind at each point")
     parser.add_argument("--iterations", type=int, default=6, help="stage-2 iterations of a run")
     parser.add_argument("--updates", type=int, default=60, help="of each iteration")

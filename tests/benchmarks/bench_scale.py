@@ -42,8 +42,8 @@ def bench(rounds: int, images: int, steps: int, width: int, layers: int) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=128, help="in each measurement, a multiple of 8")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=64, help="in each measurement, a multiple of 8")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--width", type=int, default=192, help="of the transformer, a multiple of 64")
     parser.add_argument("--layers", type=int, default=6)

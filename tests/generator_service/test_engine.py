@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from generator_service.adaptation_run import AdaptationRun
 from generator_service.backends.interface import Progress, Row, Sampling, WeightSet
 from generator_service.batching import Batch, Generation
-from generator_service.engine import AdaptationRun, Engine
+from generator_service.engine import Engine
 from protocol.errors import Cancelled, GenerationFailed, NotReady, QueueFull, WeightsCorrupt
 from protocol.messages import WeightsRef
 from tests.generator_service.scripted import CLASSES, Config, ScriptedBackend

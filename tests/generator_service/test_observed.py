@@ -84,7 +84,7 @@ def test_who_is_refused_at_the_door_has_an_id_too(http: httpx.Client, lines: Cal
 def test_what_nobody_foresaw_is_a_problem_and_is_counted_and_logged(
     http: httpx.Client, service: Service, lines: Callable, monkeypatch: pytest.MonkeyPatch
 ):
-    def break_down() -> None:
+    def break_down(owner: str | None) -> None:
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(service.jobs, "list", break_down)

@@ -124,8 +124,7 @@ def service() -> Service:
 @pytest.fixture
 def url(service: Service) -> Iterator[str]:
     """The stub behind a real HTTP server."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # it listens already: nobody is refused
         config = uvicorn.Config(service.app, log_level="critical", lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -246,7 +246,7 @@ def test_an_answer_to_another_question_is_not_taken(tmp_path: Path, make_feed, g
 @needs_full_device
 def test_a_full_disk_is_waited_for_and_nothing_is_lost(tmp_path: Path, make_feed, generator: Generator, monkeypatch):
     """There is no room for the first batch, twice; the run waits longer than answers may be late."""
-    monkeypatch.setattr("trainer.feed.RETRY_S", 0.5)
+    monkeypatch.setattr("trainer.outage.RETRY_S", 0.5)
     partial = tmp_path / "batches" / "000000-000000.safetensors.partial"
     with make_feed(answer_timeout_s=0.2) as feed:
         partial.symlink_to(FULL)
@@ -262,7 +262,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_lost(tmp_path: Path, make_feed
 
 @needs_full_device
 def test_a_question_is_not_sent_before_it_is_on_the_disk(tmp_path: Path, make_feed, generator: Generator, monkeypatch):
-    monkeypatch.setattr("trainer.feed.RETRY_S", 0.1)
+    monkeypatch.setattr("trainer.outage.RETRY_S", 0.1)
     with make_feed() as feed:
         for folder in ("feedback", "accepted"):
             (tmp_path / folder / "000000.json.partial").symlink_to(FULL)
