@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent import dead_letters, demo, machine
 from agent.settings import AgentConfig
-from agent.sizing import Load
+from agent.sizing import Load, demand
 from protocol import codec, config, logs, parent
 from protocol.client import GeneratorClient
 from protocol.errors import ConfigError, DatasetError, InvalidImage, InvalidRequest, OnTheFlyError
@@ -96,10 +96,9 @@ def _adapt_command(commands: Any) -> None:
 
 def _size_command(commands: Any) -> None:
     command = commands.add_parser("size", help="how many generators a trainer needs, from measured numbers")
-    command.add_argument("--samples", type=_positive(int), required=True, help="that an iteration asks for: k * m")
-    command.add_argument(
-        "--train-seconds", type=_positive(float), required=True, help="of an iteration, without waiting"
-    )
+    command.add_argument("--run", type=Path, dest="measured", help="folder of a run, which tells the next two")
+    command.add_argument("--samples", type=_positive(int), help="that an iteration asks for: k * m")
+    command.add_argument("--train-seconds", type=_positive(float), help="of an iteration, without waiting")
     command.add_argument("--rate", type=_positive(float), required=True, help="samples a second of one generator")
     command.add_argument("--replicas", type=_positive(int), help="also say what so many would do")
     command.set_defaults(run=_size)
@@ -238,7 +237,12 @@ def _treat_dead(options: argparse.Namespace) -> int:
 
 
 def _size(options: argparse.Namespace) -> int:
-    load = Load(options.samples, options.train_seconds, options.rate)
+    if (options.measured is None) == (options.samples is None or options.train_seconds is None):
+        raise InvalidRequest("say --run FOLDER, or --samples and --train-seconds")
+    samples, train_s = demand(options.measured) if options.measured else (options.samples, options.train_seconds)
+    if options.measured:
+        print(f"{options.measured}: an iteration asks for {samples} samples and trains for {train_s:.1f} s")
+    load = Load(samples, train_s, options.rate)
     needed = load.replicas()
     print(f"generators that the trainer never waits for: {needed}")
     for replicas in sorted({1, needed, options.replicas or needed}):

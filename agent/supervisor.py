@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 
+from protocol.parent import TEMPORARY
+
 log = logging.getLogger("onthefly")
 
 STOP_S = 15.0  # that a child has to stop in, before it is killed
@@ -32,7 +34,7 @@ Final = Callable[[int], bool]  # exit status, negative for a signal -> whether t
 
 def job_is_over(status: int) -> bool:
     """For a child with an end: done, one of our errors, wrong settings and interrupted are what a new start would not
-    change. A signal, or the status of an exception that nobody expected, is a crash."""
+    change. A signal, the status of an exception that nobody expected, and that of an error that may pass are others."""
     return status in (0, 1, 2, 130)
 
 
@@ -47,10 +49,14 @@ class Backoff:
     def __init__(self) -> None:
         self._early_deaths = 0  # in a row
 
-    def died(self, lived_s: float) -> float | None:
-        """Seconds to wait before the next start; None: give it up."""
+    def died(self, lived_s: float, *, may_pass: bool = False) -> float | None:
+        """Seconds to wait before the next start; None: give it up.
+
+        Args:
+            may_pass: it said that what it died of may pass.
+        """
         self._early_deaths = self._early_deaths + 1 if lived_s < SETTLED_S else 0
-        if self._early_deaths >= EARLY_DEATHS:
+        if self._early_deaths >= EARLY_DEATHS and not may_pass:
             return None
         return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** max(0, self._early_deaths - 1))
 
@@ -89,7 +95,7 @@ class Child:
         backoff = Backoff()
         while not is_over(status := self.process.wait()) and not self._stopping.is_set():
             self._clear_up()
-            pause = backoff.died(time.monotonic() - self._started)
+            pause = backoff.died(time.monotonic() - self._started, may_pass=status == TEMPORARY)
             if pause is None:
                 log.error(
                     "%s died %d times in a row soon after its start, the last time because %s. It is given up: its "

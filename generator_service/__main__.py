@@ -24,6 +24,7 @@ from generator_service.access import Access
 from generator_service.allocator import keep_freed_memory
 from generator_service.app import create_app
 from generator_service.connections import bounded
+from generator_service.samples import held
 from generator_service.service import Service
 from generator_service.settings import GeneratorConfig
 from protocol import config, logs, parent, tracing
@@ -69,8 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.exit_with_parent:
         parent.exit_with_parent()
     try:
-        service, address = _service(options.config, options.set)
-        with _listen(*address) as listener:
+        generator, agent, queue = _settings(options.config, options.set)
+        with _listen(generator.host, generator.port) as listener, held(generator.samples_dir):
+            service = Service(generator, agent, queue)
+            resolved = {"generator": generator, "agent": agent, "broker": queue}
+            config.write_resolved(resolved, generator.samples_dir / "settings.toml")
             _serve(service, listener)
         if (error := service.engine.ready.exception()) is not None:
             raise error
@@ -88,17 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _service(path: Path | None, overrides: Sequence[str]) -> tuple[Service, tuple[str, int]]:
+def _settings(path: Path | None, overrides: Sequence[str]) -> tuple[GeneratorConfig, AgentConfig, QueueConfig]:
     settings = config.load(path, overrides)
     config.check_tables(settings, config.TABLES)
     generator = config.section(settings, "generator", GeneratorConfig)
     agent = config.section(settings, "agent", AgentConfig)
     queue = config.section(settings, "broker", QueueConfig)
     Access(generator).check_address(generator.host)
-    service = Service(generator, agent, queue)
-    resolved = {"generator": generator, "agent": agent, "broker": queue}
-    config.write_resolved(resolved, generator.samples_dir / "settings.toml")
-    return service, (generator.host, generator.port)
+    return generator, agent, queue
 
 
 def _listen(host: str, port: int) -> socket.socket:

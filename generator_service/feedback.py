@@ -60,8 +60,9 @@ class FeedbackDesk:
         init = {unit_id: {"init_blob": bus.blob_ref(f"init.{unit_id}", data)} for unit_id, data in blobs.items()}
         units = [unit.model_copy(update=asked_by | init.get(unit.id, {})) for unit in units]
         named = {f"init.{unit_id}": data for unit_id, data in blobs.items()}
-        self.quota.take(access.current().name, feedback.run, feedback.feedback, [unit.id for unit in units])
-        return bus.publish_plan(feedback.run, feedback.feedback, feedback.fingerprint(), units, named, reply)
+        caller = access.current().name
+        with self.quota.taking(caller, feedback.run, feedback.feedback, [unit.id for unit in units]):
+            return bus.publish_plan(feedback.run, feedback.feedback, feedback.fingerprint(), units, named, reply)
 
     def _known(self, sample_id: str) -> bool:
         return self.dataset is not None and sample_id in self.dataset

@@ -7,6 +7,7 @@ being so is this replica's problem, which it tells: it serves what it served bef
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -90,18 +91,21 @@ class Membership:
             self._problem = self._damaged = None
         self._news.set()
 
-    def wait_everywhere(self, ref: WeightsRef, timeout_s: float) -> None:
-        """Until every live replica serves these weights.
+    async def wait_everywhere(self, ref: WeightsRef, timeout_s: float) -> None:
+        """Until every live replica serves these weights, or none but those that still load, which will serve them,
+        are missing when the time is up. Holds no thread while it waits.
 
         Raises:
-            NotEverywhere: some do not by then; they are named. They go on trying.
+            NotEverywhere: some serve others by then; they are named. They go on trying.
         """
         deadline = time.monotonic() + timeout_s
-        while laggards := [r for r in self.everyone() if r.weights != ref and r.state != "stopping"]:
-            if time.monotonic() >= deadline:
-                told = "; ".join(f"{r.name}: {r.problem or f'{r.state}, with {r.weights}'}" for r in laggards)
-                raise NotEverywhere(f"{ref} is active, but these replicas do not serve it yet: {told}", retry_after=5.0)
-            time.sleep(POLL_S)
+        while missing := [r for r in await asyncio.to_thread(self.everyone) if r.weights != ref]:
+            if time.monotonic() >= deadline or all(r.state == "stopping" for r in missing):
+                break
+            await asyncio.sleep(POLL_S)
+        if laggards := [r for r in missing if r.state == "ready"]:
+            told = "; ".join(f"{r.name}: {r.problem or f'it serves {r.weights}'}" for r in laggards)
+            raise NotEverywhere(f"{ref} is active, but these replicas do not serve it yet: {told}", retry_after=5.0)
 
     # ------------------------------------------------------------ looking
 

@@ -8,11 +8,13 @@ Does not know how images are encoded.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -20,12 +22,31 @@ from pydantic import ValidationError
 
 from protocol.disk import full_disk_told
 from protocol.entries import Sample
-from protocol.errors import UnknownSample
+from protocol.errors import ConfigError, UnknownSample
 
 log = logging.getLogger(__name__)
 
 CURRENT, OLDER = "samples.jsonl", "samples.1.jsonl"
 ADVICE = "free some, or lower generator.max_samples and generator.max_image_bytes"
+
+
+@contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Keep other processes out of a store's folder while the block runs; one that dies lets go of it.
+
+    Raises:
+        ConfigError: another replica has it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another replica keeps its samples in {root}: give each its own generator.samples_dir",
+                param="generator.samples_dir",
+            ) from error
+        yield
 
 
 class SampleStore:

@@ -33,7 +33,7 @@ from generator_service.telemetry import Telemetry
 from generator_service.weights import WeightStore
 from protocol.broker import EMBEDDED
 from protocol.bus import Bus, QueueConfig
-from protocol.bus_audit import answered
+from protocol.bus_audit import unanswered
 from protocol.config import section
 from protocol.dataset import Dataset
 from protocol.errors import BrokerUnavailable, OnTheFlyError, Retryable
@@ -82,7 +82,7 @@ class Service:
         self._broker_url = None if url == EMBEDDED else url
         self._bus = Bus(self._broker_url, queue, patient=False) if self._broker_url else None
         board = self._bus.board if self._bus is not None else None
-        self._quota = FeedbackQuota(config.limits.feedback_units, partial(answered, url))
+        self._quota = FeedbackQuota(config.limits.feedback_units, partial(unanswered, url))
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.membership = Membership(self._name, board, self.engine, self.telemetry)
         self._loaded: Loaded | None = None

@@ -14,19 +14,20 @@ from typing import Any
 import redis
 from pydantic import BaseModel, ConfigDict, Field
 
-from protocol import bus_scripts, keys, tracing
+from protocol import bus_scripts, keys
 from protocol.broker import BrokerConfig, broker_errors, connect
+from protocol.bus_answer import Answers
 from protocol.bus_blobs import BlobStore
 from protocol.bus_board import Board
 from protocol.bus_dead import DeadLetters
 from protocol.bus_failure import failed_batch, letter, worn_out
 from protocol.bus_forget import forget
 from protocol.bus_group import Group
-from protocol.bus_inbox import DEAD_LIMIT, Delivery, Inbox
+from protocol.bus_inbox import Delivery, Inbox
 from protocol.bus_lease import Lease
 from protocol.bus_lost import LostAnswers
-from protocol.entries import BlobRef, DeadLetter, SampleBatch, WorkUnit
-from protocol.errors import BrokerUnavailable, IdempotencyConflict, QueueFull
+from protocol.entries import BlobRef, SampleBatch, WorkUnit
+from protocol.errors import IdempotencyConflict, QueueFull
 from protocol.messages import FeedbackAccepted
 
 
@@ -58,7 +59,7 @@ class Bus:
         self._blobs = BlobStore(self._client, config.blob_dir, config.blob_ttl_s)
         self._work = Group(self._client, keys.WORK, keys.WORK_GROUP)
         self._publish_plan = self._client.register_script(bus_scripts.PUBLISH_PLAN)
-        self._answer_unit = self._client.register_script(bus_scripts.ANSWER_UNIT)
+        self._answers = Answers(self._client, self._blobs, config.blob_ttl_s)
         self._ack_batch = self._client.register_script(bus_scripts.ACK_BATCH)
         self._renew = self._client.register_script(bus_scripts.RENEW)
         self._release = self._client.register_script(bus_scripts.RELEASE)
@@ -197,7 +198,8 @@ class Bus:
         Raises:
             BrokerFull, DiskFull: no room for the batch; nothing happened, call again.
         """
-        return self._answer(delivery, batch, data, dead=None)
+        with broker_errors(self._url):
+            return self._answers.publish(delivery, batch, data, dead=None)
 
     def fail_work(self, delivery: Delivery[WorkUnit], problem: dict[str, Any]) -> bool:
         """Answer a work unit with a batch that has no samples but the problem, so that nobody waits for it, and keep
@@ -205,7 +207,8 @@ class Bus:
         unit = delivery.message
         batch = failed_batch(unit, delivery.consumer, problem)
         dead = letter(delivery.stream, unit.model_dump_json(), delivery.deliveries, problem)
-        return self._answer(delivery, batch, None, dead)
+        with broker_errors(self._url):
+            return self._answers.publish(delivery, batch, None, dead)
 
     # ------------------------------------------------------------ training side
 
@@ -220,6 +223,10 @@ class Bus:
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
                 inbox.interrupted(consumer)
                 raise
+
+    def interrupted(self, run: str, consumer: str) -> None:
+        """Something failed while this consumer had an answer in hand: what it did not ack comes again, at once."""
+        self._batch_inbox(run).interrupted(consumer)
 
     def forget_run(self, run: str) -> None:
         """Before a run starts anew: take what an earlier run of this name asked, its answers and its dead letters off
@@ -259,33 +266,6 @@ class Bus:
             return {"waiting": max(0, waiting), "in_work": in_work, "dead": self._client.xlen(keys.DEAD)}
 
     # ------------------------------------------------------------ inside
-
-    def _answer(
-        self, delivery: Delivery[WorkUnit], batch: SampleBatch, data: bytes | None, dead: DeadLetter | None
-    ) -> bool:
-        unit = delivery.message
-        assert (batch.unit_id, batch.run) == (unit.id, unit.run), (batch.unit_id, unit.id)
-        ref = None if data is None else self.blob_ref(unit.id, data)
-        filled = {"blob": ref, "init_blob": unit.init_blob if dead is None else None, "attempt": unit.attempt}
-        filled |= {"request_id": unit.request_id, "traceparent": tracing.traceparent() or unit.traceparent}
-        with broker_errors(self._url):
-            blob = [self._blobs.key(ref), self._blobs.stage(ref, data, delivery.token)]
-            published = self._answer_unit(
-                keys=[keys.done(unit.id), delivery.stream, keys.batches(unit.run), keys.DEAD, *blob],
-                args=[
-                    delivery.token,
-                    keys.MARKER_TTL_S,
-                    keys.WORK_GROUP,
-                    delivery.entry_id,
-                    batch.model_copy(update=filled).model_dump_json(),
-                    self.config.blob_ttl_s,
-                    dead.model_dump_json() if dead is not None else "",
-                    DEAD_LIMIT,
-                ],
-            )
-        if published < 0:
-            raise BrokerUnavailable(f"the broker lost the blob of unit {unit.id} before it was published: try again")
-        return bool(published)
 
     def _batch_inbox(self, run: str) -> Inbox[SampleBatch]:
         if run not in self._batch_inboxes:

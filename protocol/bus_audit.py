@@ -46,10 +46,13 @@ def on_broker(url: str, run: str) -> OnBroker:
     return OnBroker([unit for unit in units if unit.run == run], batches, [unit for unit in dead if unit.run == run])
 
 
-def answered(url: str, unit_ids: Sequence[str]) -> int:
-    """How many of these work units have an answer, which may be a dead letter. Raises BrokerUnavailable."""
+def unanswered(url: str, unit_ids: Sequence[str]) -> list[str]:
+    """Which of these work units have no answer; a dead letter is one. Raises BrokerUnavailable."""
+    if not unit_ids:
+        return []
     with connect(url, patient=False) as client, broker_errors(url):
-        return client.exists(*(keys.done(unit_id) for unit_id in unit_ids)) if unit_ids else 0
+        markers = client.mget([keys.done(unit_id) for unit_id in unit_ids])
+    return [unit_id for unit_id, marker in zip(unit_ids, markers, strict=True) if marker is None]
 
 
 def _read(kind: type[Body], bodies: list[bytes]) -> Iterator[Body]:

@@ -46,15 +46,16 @@ class BlobStore:
         else:
             self.put_file(ref, data)
 
-    def stage(self, ref: BlobRef | None, data: bytes | None, delivery: str) -> str:
-        """Write what is to be this blob, if any, for the caller's script to publish. The broker key to rename to the
-        blob's own; empty where nothing is to be renamed. Raises DiskFull."""
+    def stage(self, ref: BlobRef | None, data: bytes | None, delivery: str, pipeline: redis.client.Pipeline) -> str:
+        """Write what is to be this blob, if any, for the caller's script to publish; on the broker, as a command of
+        the `pipeline`. The broker key to rename to the blob's own; empty where nothing is to be renamed. Raises
+        DiskFull."""
         if ref is None or data is None:
             return ""
         if not self.key(ref):
             self.put_file(ref, data)
             return ""
-        self._client.set(keys.staged(delivery), data, ex=keys.STAGED_TTL_S)
+        pipeline.set(keys.staged(delivery), data, ex=keys.STAGED_TTL_S)
         return keys.staged(delivery)
 
     def put_file(self, ref: BlobRef, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""One consumer group of one stream: the three ways to get the next entry out of it.
+"""One consumer group of one stream: the two ways to get the next entry out of it.
 
 Knows nothing of what entries hold, of leases or of dead letters. Errors of the client library pass through.
 """
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import redis
 
+from protocol import bus_scripts
 from protocol.broker import MAX_BLOCK_S
 
 Result = TypeVar("Result")
@@ -32,46 +33,39 @@ class Group:
         self.stream = stream
         self.name = name
         self._client = client
+        self._claim = client.register_script(bus_scripts.CLAIM)
 
-    def new(self, consumer: str, block_s: float) -> Entry | None:
-        """The next entry nobody has had yet; waits `block_s` seconds for one, at most MAX_BLOCK_S."""
-        block_ms = int(1000 * min(block_s, MAX_BLOCK_S)) or None  # 0 would wait for ever
-        return self._read(consumer, ">", block_ms)
+    def claim(self, consumer: str, idle_s: float, block_s: float) -> Entry | None:
+        """Take over an entry that was delivered and neither acked nor renewed for `idle_s` seconds, else the next one
+        nobody has had yet; waits `block_s` seconds for that, at most MAX_BLOCK_S. One round trip when there is one."""
+        claimed = self._with_group(
+            lambda: self._claim(keys=[self.stream], args=[self.name, consumer, int(1000 * idle_s)])
+        )
+        if claimed is not None:
+            entry_id, fields, deliveries = claimed
+            return _entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True)), deliveries)
+        block_ms = int(1000 * min(block_s, MAX_BLOCK_S))
+        found = self._read(consumer, ">", block_ms) if block_ms else None  # 0 would wait for ever
+        return _entry(*found, deliveries=1) if found else None
 
     def own(self, consumer: str, after: str) -> Entry | None:
         """The next entry pending for this consumer, past the id `after`."""
-        return self._read(consumer, after, None)
-
-    def expired(self, consumer: str, idle_s: float) -> Entry | None:
-        """Take over an entry that was delivered and neither acked nor renewed for `idle_s` seconds."""
-        cursor = "0-0"
-        while True:
-            cursor, entries, _ = self._with_group(
-                lambda start=cursor: self._client.xautoclaim(
-                    self.stream, self.name, consumer, int(1000 * idle_s), start, count=1
-                )
-            )
-            if entries:
-                return self._entry(*entries[0])
-            if cursor == b"0-0":
-                return None
+        found = self._read(consumer, after, None)
+        return _entry(*found, deliveries=self._deliveries(found[0])) if found else None
 
     def pending(self) -> int:
         """How many entries are delivered and not acked."""
         return self._with_group(lambda: self._client.xpending(self.stream, self.name))["pending"]
 
-    def _read(self, consumer: str, after: str, block_ms: int | None) -> Entry | None:
+    def _read(self, consumer: str, after: str, block_ms: int | None) -> tuple[bytes, dict[bytes, bytes]] | None:
+        """Id and fields of one entry."""
         reply = self._with_group(
             lambda: self._client.xreadgroup(self.name, consumer, {self.stream: after}, count=1, block=block_ms)
         )
         entries = reply[0][1] if reply else []
-        return self._entry(*entries[0], first=after == ">") if entries else None
+        return entries[0] if entries else None
 
-    def _entry(self, entry_id: bytes, fields: dict[bytes, bytes], first: bool = False) -> Entry:
-        name = entry_id.decode()
-        return Entry(name, fields.get(b"body", b""), 1 if first else self._deliveries(name))
-
-    def _deliveries(self, entry_id: str) -> int:
+    def _deliveries(self, entry_id: bytes) -> int:
         pending = self._client.xpending_range(self.stream, self.name, entry_id, entry_id, 1)
         return pending[0]["times_delivered"] if pending else 1
 
@@ -87,3 +81,7 @@ class Group:
             if not str(error).startswith("BUSYGROUP"):  # else another process made it meanwhile
                 raise
         return call()
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes], deliveries: int) -> Entry:
+    return Entry(entry_id.decode(), fields.get(b"body", b""), deliveries)

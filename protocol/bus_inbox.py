@@ -49,7 +49,7 @@ class Inbox(Generic[Body]):
 
     def claim(self, consumer: str, block_s: float, idle_s: float) -> Delivery[Body] | None:
         """A message whose consumer let `idle_s` seconds pass, else a new one, waiting `block_s` seconds for it."""
-        while (entry := self._group.expired(consumer, idle_s) or self._group.new(consumer, block_s)) is not None:
+        while (entry := self._group.claim(consumer, idle_s, block_s)) is not None:
             if (delivery := self._delivery(entry, consumer)) is not None:
                 return delivery
         return None

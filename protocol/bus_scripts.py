@@ -49,6 +49,25 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
 return 0
 """
 
+CLAIM = """#!lua flags=allow-oom
+-- The next entry of a group: one that was neither acked nor renewed for the idle limit, else one nobody has had yet.
+-- KEYS: stream   ARGV: group, consumer, idle limit in ms   Returns {entry id, fields, deliveries}, or nil for none.
+local cursor = '0-0'
+repeat
+    local reply = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], cursor, 'COUNT', 1)
+    local entry = reply[2][1]
+    if entry then
+        local held = redis.call('XPENDING', KEYS[1], ARGV[1], entry[1], entry[1], 1)
+        return {entry[1], entry[2], held[1][4]}
+    end
+    cursor = reply[1]
+until cursor == '0-0'
+local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', 1, 'STREAMS', KEYS[1], '>')
+if not reply then return false end
+local entry = reply[1][2][1]
+return {entry[1], entry[2], 1}
+"""
+
 REJECT = """#!lua
 -- Moves an entry that no reader can parse.   KEYS: stream, dead stream   ARGV: group, entry id, dead letter, dead limit
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then

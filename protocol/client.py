@@ -16,7 +16,16 @@ import httpx
 
 from protocol import client_calls as calls
 from protocol.client_calls import Call, EventStream, Readiness
-from protocol.client_http import DEADLINE_S, RETRIES, TIMEOUT_S, Attempts, events_timeout, may_go_elsewhere, options
+from protocol.client_http import (
+    DEADLINE_S,
+    RETRIES,
+    TIMEOUT_S,
+    Attempts,
+    Replicas,
+    events_timeout,
+    may_go_elsewhere,
+    options,
+)
 from protocol.entries import Sample
 from protocol.errors import NotReady, Retryable, ServiceUnreachable
 from protocol.messages import (
@@ -39,7 +48,8 @@ Answer = TypeVar("Answer", bound=Message)
 
 class GeneratorClient:
     """Client for one service, of one replica or several: when one gives no answer or is not ready, the next is asked.
-    Jobs and samples are known to the replica that made them only. A context manager; may be shared by threads.
+    A job is asked after where it was begun; samples are known to the replica that made them only. A context manager;
+    may be shared by threads.
 
     What fails and may pass (no connection, 429, 502, 503, 504) is asked again, after pauses that grow, are random, and
     are at least what Retry-After says. A POST takes an idempotency key of its own along, so that it is done once; a
@@ -69,7 +79,7 @@ class GeneratorClient:
             ConfigError: an address that is no URL, or a key that no header can carry.
         """
         self._retries, self._deadline = retries, deadline
-        self._replicas = calls.Replicas(base_url)
+        self._replicas = Replicas(base_url)
         self._https = [
             httpx.Client(**options(url, api_key, timeout), transport=transport) for url in self._replicas.urls
         ]
@@ -141,7 +151,8 @@ class GeneratorClient:
 
     def events(self, job_id: str, after: int = 0) -> Iterator[JobEvent]:
         """Events of a job past number `after`, until its last one; reconnects when the stream breaks off."""
-        stream, http = EventStream(self.base_url, job_id, after), self._https[self._replicas.first]
+        index = self._replicas.order(job_id)[0]
+        stream, http = EventStream(self._replicas.urls[index], job_id, after), self._https[index]
         timeout = events_timeout(http.timeout)
         while not stream.ended:
             cut: Exception | None = None
@@ -173,7 +184,7 @@ class GeneratorClient:
 
     def _attempt(self, attempts: Attempts[Answer]) -> Answer:
         """Asks one replica after the other."""
-        *others, last = self._replicas.order()
+        *others, last = self._replicas.order(attempts.call.job_id)
         for index in others:
             try:
                 return self._ask(index, attempts)
@@ -191,4 +202,6 @@ class GeneratorClient:
             got = http.request(call.method, call.path, json=call.body, headers=headers, timeout=timeout)
         except httpx.RequestError as error:
             raise calls.unreachable(url, error) from error
-        return calls.answer(call, url, got.status_code, got.headers, got.content)
+        answer = calls.answer(call, url, got.status_code, got.headers, got.content)
+        self._replicas.answered(index, answer)
+        return answer

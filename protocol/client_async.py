@@ -11,7 +11,16 @@ import httpx
 
 from protocol import client_calls as calls
 from protocol.client_calls import Call, EventStream, Readiness
-from protocol.client_http import DEADLINE_S, RETRIES, TIMEOUT_S, Attempts, events_timeout, may_go_elsewhere, options
+from protocol.client_http import (
+    DEADLINE_S,
+    RETRIES,
+    TIMEOUT_S,
+    Attempts,
+    Replicas,
+    events_timeout,
+    may_go_elsewhere,
+    options,
+)
 from protocol.entries import Sample
 from protocol.errors import NotReady, Retryable, ServiceUnreachable
 from protocol.messages import (
@@ -47,7 +56,7 @@ class AsyncGeneratorClient:
     ):
         """`timeout`: seconds for one answer. `transport`: an httpx.ASGITransport reaches an app without a network."""
         self._retries, self._deadline = retries, deadline
-        self._replicas = calls.Replicas(base_url)
+        self._replicas = Replicas(base_url)
         self._https = [
             httpx.AsyncClient(**options(url, api_key, timeout), transport=transport) for url in self._replicas.urls
         ]
@@ -119,7 +128,8 @@ class AsyncGeneratorClient:
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
         """Events of a job past number `after`, until its last one; reconnects when the stream breaks off."""
-        stream, http = EventStream(self.base_url, job_id, after), self._https[self._replicas.first]
+        index = self._replicas.order(job_id)[0]
+        stream, http = EventStream(self._replicas.urls[index], job_id, after), self._https[index]
         timeout = events_timeout(http.timeout)
         while not stream.ended:
             cut: Exception | None = None
@@ -153,7 +163,7 @@ class AsyncGeneratorClient:
 
     async def _attempt(self, attempts: Attempts[Answer]) -> Answer:
         """Asks one replica after the other."""
-        *others, last = self._replicas.order()
+        *others, last = self._replicas.order(attempts.call.job_id)
         for index in others:
             try:
                 return await self._ask(index, attempts)
@@ -171,4 +181,6 @@ class AsyncGeneratorClient:
             got = await http.request(call.method, call.path, json=call.body, headers=headers, timeout=timeout)
         except httpx.RequestError as error:
             raise calls.unreachable(url, error) from error
-        return calls.answer(call, url, got.status_code, got.headers, got.content)
+        answer = calls.answer(call, url, got.status_code, got.headers, got.content)
+        self._replicas.answered(index, answer)
+        return answer

@@ -10,7 +10,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -62,6 +62,7 @@ class Call(Generic[Answer]):
     kind: type[Answer] | None
     body: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    job_id: str | None = None  # of the job that it is about, which one replica has
 
     def all_headers(self) -> dict[str, str]:
         """With those that tell which request and which trace of the caller's this one belongs to."""
@@ -93,7 +94,7 @@ def submit(request: JobRequest, idempotency_key: str | None) -> Call[Job]:
 
 
 def job(job_id: str) -> Call[Job]:
-    return Call("GET", f"/v1/jobs/{_part(job_id)}", Job)
+    return Call("GET", f"/v1/jobs/{_part(job_id)}", Job, job_id=job_id)
 
 
 def jobs() -> Call[JobList]:
@@ -101,7 +102,7 @@ def jobs() -> Call[JobList]:
 
 
 def cancel(job_id: str) -> Call[Job]:
-    return Call("DELETE", f"/v1/jobs/{_part(job_id)}", Job)
+    return Call("DELETE", f"/v1/jobs/{_part(job_id)}", Job, job_id=job_id)
 
 
 def weights() -> Call[WeightsList]:
@@ -158,22 +159,6 @@ def base_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise bad_address(url)
     return url.rstrip("/").removesuffix("/v1")
-
-
-class Replicas:
-    """The addresses of a service's replicas, and which of them is asked first: the one that answered last."""
-
-    def __init__(self, addresses: str | Sequence[str]):
-        """Raises ConfigError: an address is not an http:// or https:// URL, or there is none."""
-        self.urls = [base_url(url) for url in ([addresses] if isinstance(addresses, str) else addresses)]
-        self.first = 0  # index into `urls`
-        if not self.urls:
-            raise ConfigError("the service has no address: write http://host:port")
-
-    def order(self) -> list[int]:
-        """Indices in the order in which they are to be asked."""
-        first = self.first
-        return [(first + step) % len(self.urls) for step in range(len(self.urls))]
 
 
 def bad_address(url: str) -> ConfigError:

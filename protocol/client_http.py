@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import httpx
 
 from protocol import client_calls as calls
 from protocol.client_calls import Call
-from protocol.errors import NotReady, NotTheService, Retryable, ServiceUnreachable
-from protocol.messages import Message
+from protocol.errors import ConfigError, NotReady, NotTheService, Retryable, ServiceUnreachable
+from protocol.messages import Job, Message
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -39,6 +40,29 @@ def options(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
         "timeout": httpx.Timeout(timeout, connect=min(_CONNECT_S, timeout)),
         "trust_env": host not in _LOOPBACK,
     }
+
+
+class Replicas:
+    """The addresses of a service's replicas, and which of them is asked first: the one that answered last."""
+
+    def __init__(self, addresses: str | Sequence[str]):
+        """Raises ConfigError: an address is not an http:// or https:// URL, or there is none."""
+        self.urls = [calls.base_url(url) for url in ([addresses] if isinstance(addresses, str) else addresses)]
+        self.first = 0  # index into `urls`
+        self._homes: dict[str, int] = {}  # job id -> index of the replica that has it
+        if not self.urls:
+            raise ConfigError("the service has no address: write http://host:port")
+
+    def order(self, job_id: str | None = None) -> list[int]:
+        """Indices in the order in which they are to be asked; about a job, only the replica that has it."""
+        if job_id in self._homes:
+            return [self._homes[job_id]]
+        return [(self.first + step) % len(self.urls) for step in range(len(self.urls))]
+
+    def answered(self, index: int, answer: Message | None) -> None:
+        """Remember who has a job."""
+        if isinstance(answer, Job):
+            self._homes[answer.id] = index
 
 
 def may_go_elsewhere(call: Call[Any], error: Retryable) -> bool:

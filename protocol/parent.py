@@ -12,6 +12,7 @@ import sys
 import threading
 
 CRASHED = 70  # exit status after an exception that is none of our errors
+TEMPORARY = 75  # exit status after an error that may pass: a new start may go better
 GRACE_S = 10.0  # between asking this process to stop and stopping it
 
 

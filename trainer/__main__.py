@@ -13,7 +13,7 @@ from pathlib import Path
 
 from protocol import config, logs, parent
 from protocol.bus import QueueConfig
-from protocol.errors import ConfigError, DatasetError, OnTheFlyError, PeerFailed
+from protocol.errors import ConfigError, DatasetError, OnTheFlyError, PeerFailed, Retryable
 from trainer import folder
 from trainer.settings import TrainerConfig
 
@@ -22,7 +22,7 @@ log = logging.getLogger("trainer")
 
 def main(arguments: list[str] | None = None) -> int:
     """Train; returns the exit status: 0 done, 1 the run failed, 2 settings or data are wrong, 70 crashed,
-    130 interrupted."""
+    75 it may go better if started again, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train a model, on the fly.")
     parser.add_argument("--config", type=Path, help="settings file (TOML)")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
@@ -68,7 +68,9 @@ def _failed(error: OnTheFlyError, speaks: bool) -> int:
     """The exit status of an error, which is told if this process speaks."""
     if speaks:
         print(f"error: {error}", file=sys.stderr)
-    return 2 if isinstance(error, ConfigError | DatasetError) else 1
+    if isinstance(error, ConfigError | DatasetError):
+        return 2
+    return parent.TEMPORARY if isinstance(error, Retryable) else 1
 
 
 if __name__ == "__main__":

@@ -120,12 +120,15 @@ class Reporter:
         )
 
     def _report_on(self) -> None:
-        while not self._stop.is_set():
-            doing = self._journal.doing
-            status = self.status("waiting" if doing is not None and doing[0] == "wait" else "training")
-            if self._is_news(status):
-                self._report(status)
-            self._stop.wait(LOOK_S)
+        try:
+            while not self._stop.is_set():
+                doing = self._journal.doing
+                status = self.status("waiting" if doing is not None and doing[0] == "wait" else "training")
+                if self._is_news(status):
+                    self._report(status)
+                self._stop.wait(LOOK_S)
+        except Exception:  # the run goes on without it
+            log.exception("the run's state is told no more")
 
     def _is_news(self, status: RunStatus) -> bool:
         if self._told is None or time.monotonic() - self._told[1] >= BEAT_S:

@@ -28,6 +28,7 @@ from trainer.pool import Candidate, Pool
 from trainer.settings import ServiceConfig
 
 LOOK_S = 1.0  # between looks at whether the broker was restarted
+CONSUMER = "trainer"  # its name in the group of the run's batches
 ATTEMPTS = 3  # at a unit whose answer cannot be read
 
 
@@ -143,18 +144,17 @@ class Feed:
         while not self._stop.is_set():
             try:
                 self._outbox.send()
-                delivery = self._bus.next_batch(self.run, "trainer", block_s=0.25)
+                delivery = self._bus.next_batch(self.run, CONSUMER, block_s=0.25)
                 self._peers.broker.succeeded()
                 self._notice_restart()
                 if delivery is not None:
                     with correlation.admitting(delivery.message):
                         self._when_there_is_room(partial(self._admit, delivery))
-            except BrokerFull as error:
-                self._peers.memory.failed(error)
-                self._stop.wait(outage.RETRY_S)
             except Retryable as error:
-                self._peers.broker.failed(error)
-                self._stop.wait(0.5)
+                self._bus.interrupted(self.run, CONSUMER)
+                peer = self._peers.memory if isinstance(error, BrokerFull) else self._peers.broker
+                peer.failed(error)
+                self._stop.wait(outage.RETRY_S)
             except Exception as error:
                 self._failure = error
                 return

@@ -30,7 +30,7 @@ from trainer.data.batches import derive, whole
 Value = TypeVar("Value")
 Pack = Callable[[Any], Any]
 
-STALLED = timedelta(minutes=10)  # a process that is so late for an exchange of gradients hangs
+STALLED = timedelta(minutes=10)  # a process that is so late for an exchange of numbers hangs
 PATIENCE = timedelta(days=365)  # the first process may have to wait for the service: the others wait for it
 CLOSING_S = 20.0  # what a process that failed may need to close its connections and files
 SPEAKING_S = 1.0  # and to say why
@@ -102,7 +102,8 @@ class OneProcess:
 
 
 class Processes(OneProcess):
-    """This process among several. Control goes over gloo, without a time limit; gradients over nccl between GPUs.
+    """This process among several. What the first one decides goes over gloo, without a time limit, for it may have to
+    wait; numbers of all, where none has to, go over gloo with one, and gradients over nccl between GPUs.
 
     Raises:
         ConfigError: a process does not have the device. PeerFailed: another process does not.
@@ -119,7 +120,8 @@ class Processes(OneProcess):
                 raise ConfigError('some processes have a GPU and some have none: set trainer.device = "cpu"')
         if on_gpu.all():
             torch.cuda.set_device(self.device)
-        self._gradients = dist.new_group(backend="nccl" if on_gpu.all() else "gloo", timeout=STALLED)
+        self._numbers = dist.new_group(backend="gloo", timeout=STALLED)
+        self._gradients = dist.new_group(backend="nccl", timeout=STALLED) if on_gpu.all() else self._numbers
 
     def part(self, total: int) -> slice:
         return self._part(total, self.rank)
@@ -131,7 +133,8 @@ class Processes(OneProcess):
         padded = values.new_zeros(-(-total // self.size), *values.shape[1:], device="cpu")
         padded[: len(values)] = values
         lengths = [part.stop - part.start for part in (self._part(total, rank) for rank in range(self.size))]
-        rows = [part[:length] for part, length in zip(self._all(padded), lengths, strict=True)]
+        parts = self._all(padded, self._numbers)
+        rows = [part[:length] for part, length in zip(parts, lengths, strict=True)]
         return torch.cat(rows).to(values.device)
 
     def mean(self, losses: Tensor) -> Tensor:
@@ -147,7 +150,7 @@ class Processes(OneProcess):
 
     def totals(self, amounts: Mapping[str, float]) -> Mapping[str, float]:
         values = torch.tensor(list(amounts.values()), dtype=torch.float64)
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=self._numbers)
         return dict(zip(amounts, values.tolist(), strict=True))
 
     def first(self, work: Callable[[], Value], pack: Pack = _same, unpack: Pack = _same) -> Value:
@@ -177,10 +180,10 @@ class Processes(OneProcess):
         if any(failed):
             raise PeerFailed(f"process {failed.index(True)} of this run failed: its own message says why")
 
-    def _all(self, values: Tensor) -> Tensor:
+    def _all(self, values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         """The values [...] of every process, [processes, ...]; equal shapes, on the CPU."""
         found = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(found, values)
+        dist.all_gather(found, values, group=group)
         return torch.stack(found)
 
     def replica(self, model: nn.Module) -> nn.Module:

@@ -27,7 +27,7 @@ class JsonRoute(APIRoute):
 
         async def parsed(request: Request) -> Response:
             body = await request.body()
-            if not body or "json" not in request.headers.get("content-type", ""):
+            if not body or "json" not in request.headers.get("content-type", "").lower():
                 return await handler(request)
             limit = request.app.state.body_values
             value = _parse(body, limit) if len(body) <= SMALL else await run_in_threadpool(_parse, body, limit)

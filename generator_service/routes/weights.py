@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
 from generator_service.routes.json_route import JsonRoute
@@ -29,7 +30,7 @@ def router(service: Service) -> APIRouter:
         return WeightsList(active=store.active().ref, data=store.list())
 
     @routes.post("/v1/weights/{name}/activate")
-    def activate(name: str, body: Activation | None = None) -> WeightsInfo:
+    async def activate(name: str, body: Activation | None = None) -> WeightsInfo:
         """Hot swap between batches, on every replica; requests that name no weights get this set from now on.
 
         503 with Retry-After names the replicas that do not serve it in time; the activation stands, and asking again
@@ -37,10 +38,10 @@ def router(service: Service) -> APIRouter:
         """
         body = body or Activation()
         store = service.loaded.weights
-        chosen = store.resolve(name if body.version is None else f"{name}@{body.version}")
-        service.membership.activate(chosen)
+        chosen = await run_in_threadpool(store.resolve, name if body.version is None else f"{name}@{body.version}")
+        await run_in_threadpool(service.membership.activate, chosen)
         if body.everywhere:
-            service.membership.wait_everywhere(chosen.ref, body.timeout_s)
+            await service.membership.wait_everywhere(chosen.ref, body.timeout_s)
         return info(chosen, store.active().ref)
 
     return routes

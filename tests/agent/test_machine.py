@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from protocol.errors import ConfigError, ServiceUnreachable
 from protocol.messages import AdaptJob
 from tests.generator_service.tiny_dit import save_checkpoint
 from tests.generator_service.tiny_service import make_service, served, started, write_dataset
+from tests.ports import free_port
 
 
 def test_the_generators_defaults_are_known_here() -> None:
@@ -59,8 +59,7 @@ def test_an_adaptation_is_begun_again_when_its_generator_dies(
     monkeypatch.setattr("protocol.client_calls._EVENT_DELAY_S", 0.01)
     data, checkpoint = write_dataset(tmp_path / "data"), save_checkpoint(tmp_path / "checkpoint")
     settings = {"dit": {"checkpoint": str(checkpoint), "device": "cpu"}, "dataset": {"root": data}}
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     job = AdaptJob(name="mine", steps=300, batch_size=4)
     with ExitStack() as later, ExitStack() as now, GeneratorClient(f"http://127.0.0.1:{port}") as client:
         first = now.enter_context(started(make_service(tmp_path, threads=1, **settings)))

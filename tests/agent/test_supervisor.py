@@ -132,6 +132,7 @@ def test_pauses_double_up_to_the_longest_and_start_over_after_a_settled_life():
     assert backoff.died(60.0) == 0.5
     assert [backoff.died(1.0) for _ in range(5)] == [0.5, 1.0, 2.0, 4.0, 8.0]
     assert backoff.died(59.0) is None
+    assert backoff.died(1.0, may_pass=True) == 30.0
 
 
 def test_no_pause_is_longer_than_the_longest(monkeypatch: pytest.MonkeyPatch):

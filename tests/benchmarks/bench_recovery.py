@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from protocol.client import GeneratorClient
 from protocol.entries import WorkRow, WorkUnit
 from protocol.messages import FeedbackAccepted, WeightsRef
 from tests.benchmarks.bench_service import save_checkpoint
+from tests.ports import free_port
 
 POLL_S = 0.005
 
@@ -66,8 +66,7 @@ def _keep_quiet(stack: ExitStack, log: Path) -> None:
 def _replica(
     supervisor: Supervisor, folder: Path, broker_url: str, checkpoint: Path, lease_s: float
 ) -> GeneratorClient:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     folder.mkdir()
     own = {"port": port, "threads": 1, "dit": {"checkpoint": str(checkpoint)}}
     own |= {"weights_dir": str(folder / "weights"), "samples_dir": str(folder / "samples")}

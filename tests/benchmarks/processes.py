@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import tomli_w
 
 from protocol.client import GeneratorClient
+from tests.ports import free_port
 
 
 def cores() -> list[int]:
@@ -24,8 +24,7 @@ def cores() -> list[int]:
 @contextmanager
 def generator(folder: Path, broker_url: str, core: int, checkpoint: Path, **settings: Any) -> Iterator[GeneratorClient]:
     """A ready service on this core, computing on one thread; `settings` are tables laid over its own."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     own = {"port": port, "threads": 1, "dit": {"checkpoint": str(checkpoint)}}
     own |= {"weights_dir": str(folder / "weights"), "samples_dir": str(folder / "samples")}
     tables = settings | {"generator": own | settings.get("generator", {})}

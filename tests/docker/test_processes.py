@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from protocol import config
 from tests.docker import compose
+from tests.ports import free_ports
 
 SMALL = [  # the example's run in seconds
     "generator.threads=1",
@@ -45,14 +45,6 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def free_ports(*wanted: int) -> dict[int, int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in wanted]
-    found = {port: probe.getsockname()[1] for port, probe in zip(wanted, probes, strict=True)}
-    for probe in probes:
-        probe.close()
-    return found
-
-
 def variables(tmp_path: Path, dataset: Path) -> dict[str, str]:
     """docker/.env as the example says to fill it in, with the example's settings made small."""
     settings = tmp_path / "small.toml"
@@ -69,7 +61,7 @@ def test_a_run_from_start_to_end(tmp_path: Path, dataset: Path):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not on PATH: the services of compose.yaml cannot run here")
     services = compose.load(compose.DOCKER / "compose.yaml", variables=variables(tmp_path, dataset))
-    with compose.Machine(services, tmp_path, free_ports(6379, 8000)) as machine:
+    with compose.Machine(services, tmp_path, dict(zip((6379, 8000), free_ports(2), strict=True))) as machine:
         machine.up()
         assert machine.wait("trainer", 120) == 0, machine.log("trainer")
         assert "adapted@1" in machine.log("adapt")

@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ import uvicorn
 from PIL import Image
 
 from generator_service.__main__ import Server
-from generator_service.feedback_quota import FeedbackQuota
+from generator_service.feedback_quota import FORGOTTEN_S, FeedbackQuota
 from generator_service.limits import Bodies, RateLimit, check_values
 from generator_service.routes import json_route
 from generator_service.service import Service
-from protocol.errors import BodyTooLarge, QueueFull, RateLimited
+from protocol.errors import BodyTooLarge, BrokerUnavailable, QueueFull, RateLimited
 from protocol.messages import JobEvent
 from tests.generator_service.conftest import scripted
 from tests.generator_service.test_app import IMAGES, problem
@@ -126,21 +126,60 @@ def test_a_job_is_its_owners_and_an_administrators(serve: Callable):
             assert client.get(path).json()["result"]["data"]
 
 
+class Quota:
+    """A quota of four units, whose answers and clock the test has in hand."""
+
+    def __init__(self) -> None:
+        self.done: set[str] = set()
+        self.asked_for: list[int] = []  # how many units the broker was asked about
+        self.now = 0.0
+        self.quota = FeedbackQuota(4, self.unanswered, clock=lambda: self.now)
+
+    def unanswered(self, units: Sequence[str]) -> list[str]:
+        self.asked_for.append(len(units))
+        return [unit for unit in units if unit not in self.done]
+
+    def take(self, caller: str, run: str, feedback: int, units: list[str], error: Exception | None = None) -> None:
+        with self.quota.taking(caller, run, feedback, units):
+            if error is not None:
+                raise error
+
+
 def test_feedback_that_is_not_answered_is_counted_for_each_caller():
-    done: set[str] = set()
-    quota = FeedbackQuota(4, lambda units: len(done & set(units)))
+    quota = Quota()
     quota.take("a", "run", 0, ["0.0", "0.1", "0.2"])
     with pytest.raises(QueueFull, match="3 work units"):
         quota.take("a", "run", 1, ["1.0", "1.1"])
     quota.take("b", "other", 0, ["o"] * 9)  # more than may wait, with nothing else on the queue
     quota.take("a", "run", 0, ["0.0", "0.1", "0.2"])  # the same again
     quota.take("a", "run", 1, ["1.0"])
-    done |= {"0.0", "0.1"}
+    quota.done |= {"0.0", "0.1"}
     quota.take("a", "run", 2, ["2.0", "2.1"])
     with pytest.raises(QueueFull):
         quota.take("a", "run", 3, ["3.0"])
     quota.take("a", "run", 0, ["0.0"])  # it begins anew
     quota.take("a", "run", 1, ["1.0", "1.1", "1.2"])
+
+
+def test_feedback_that_could_not_be_published_does_not_count():
+    quota = Quota()
+    with pytest.raises(BrokerUnavailable):
+        quota.take("a", "run", 0, ["0"] * 4, BrokerUnavailable("gone"))
+    quota.take("a", "run", 1, ["1.0", "1.1"])
+    quota.take("a", "run", 2, ["2.0", "2.1"])
+
+
+def test_units_that_are_answered_are_forgotten_and_lost_ones_after_a_time():
+    quota = Quota()
+    for feedback in range(50):
+        quota.take("a", "run", feedback, [f"{feedback}.{unit}" for unit in range(3)])
+        quota.done |= {f"{feedback}.{unit}" for unit in range(3)}
+    assert max(quota.asked_for) == 3
+    quota.take("a", "run", 50, ["lost"] * 4)
+    with pytest.raises(QueueFull):
+        quota.take("a", "run", 51, ["51"])
+    quota.now = FORGOTTEN_S
+    quota.take("a", "run", 51, ["51"])
 
 
 def test_a_callers_feedback_is_refused_while_its_units_wait(tmp_path: Path, dit_settings: dict, queue_url: str):
@@ -245,9 +284,13 @@ def where() -> str:
 LONG, MANY = '[{"pixels": "' + "A" * (48 * 2**20) + '"}]', "[" + "[]," * (16 * 2**20) + "0]"
 
 
-@pytest.mark.parametrize(("samples", "status"), [(LONG, 422), (MANY, 413)], ids=["long", "many"])
+@pytest.mark.parametrize(
+    ("samples", "status", "kind"),
+    [(LONG, 422, "application/json"), (MANY, 413, "application/json"), (MANY, 413, "Application/x+JSON")],
+    ids=["long", "many", "other case"],
+)
 def test_a_large_body_is_parsed_beside_the_event_loop(
-    serve: Callable, monkeypatch: pytest.MonkeyPatch, samples: str, status: int
+    serve: Callable, monkeypatch: pytest.MonkeyPatch, samples: str, status: int, kind: str
 ):
     parsed: list[tuple[int, str]] = []
     parse = json_route._parse
@@ -261,7 +304,7 @@ def test_a_large_body_is_parsed_beside_the_event_loop(
         body, answers = f'{{"samples": {samples}}}'.encode(), []
 
         def post() -> None:
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": kind}
             answers.append(client.post("/v1/feedback", content=body, headers=headers, timeout=60))
 
         posting = threading.Thread(target=post)
@@ -383,10 +426,10 @@ def test_events_that_are_gone_are_told(serve: Callable):
 # ---------------------------------------------------------------- connections
 
 
-@pytest.fixture
-def bounded(tmp_path: Path, scripted_settings: dict) -> Iterator[tuple[str, int]]:
-    """The address of the server as it is launched: three connections, half a second for a request's head."""
-    service = make_service(tmp_path, **scripted_settings, limits={"connections": 3, "head_s": 0.5})
+@pytest.fixture(params=[0.5])
+def bounded(tmp_path: Path, scripted_settings: dict, request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """The address of the server as it is launched: three connections, so many seconds for a request's head."""
+    service = make_service(tmp_path, **scripted_settings, limits={"connections": 3, "head_s": request.param})
     with started(service), socket.create_server(("127.0.0.1", 0)) as listener:
         server: uvicorn.Server = Server(service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -398,19 +441,18 @@ def bounded(tmp_path: Path, scripted_settings: dict) -> Iterator[tuple[str, int]
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: loc", b"GET /livez HTTP/1.1\r\n\r\n_"])
 def test_a_connection_that_does_not_say_what_it_wants_is_closed(bounded: tuple[str, int], sent: bytes):
-    whole, _, rest = sent.rpartition(b"_") if sent.endswith(b"_") else (sent, b"", b"")
+    whole = sent.removesuffix(b"_")
     with socket.create_connection(bounded) as connection:
-        connection.settimeout(10)
+        connection.settimeout(30)
         connection.sendall(whole.replace(b"1.1\r\n\r\n", b"1.1\r\nHost: localhost\r\n\r\n"))
         if sent.endswith(b"_"):
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
             connection.sendall(b"GET /li")
-        began = time.monotonic()
-        while connection.recv(4096):
+        while connection.recv(4096):  # until the server closes it
             pass
-        assert 0.2 < time.monotonic() - began < 4.0, rest
 
 
+@pytest.mark.parametrize("bounded", [60.0], indirect=True)
 def test_one_connection_more_is_told_to_come_back(bounded: tuple[str, int]):
     held = [socket.create_connection(bounded) for _ in range(3)]
     url = "http://{}:{}".format(*bounded)

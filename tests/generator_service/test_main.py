@@ -113,6 +113,20 @@ def test_an_address_that_is_not_this_machines_is_told(tmp_path: Path):
     assert process.returncode == 2 and "cannot listen on 192.0.2.1" in errors
 
 
+def test_two_replicas_do_not_keep_their_samples_in_one_folder(tmp_path: Path, checkpoint: Path):
+    with launch(tmp_path, f"generator.dit.checkpoint={checkpoint}") as first:
+        address(first)
+        with launch(tmp_path, f"generator.dit.checkpoint={checkpoint}") as second:
+            _, errors = second.communicate()
+        assert second.returncode == 2 and "give each its own generator.samples_dir" in errors
+        first.kill()
+        first.communicate()
+    with launch(tmp_path, f"generator.dit.checkpoint={checkpoint}") as after:
+        address(after)
+        after.kill()
+        after.communicate()
+
+
 def test_a_backends_table_stands_under_its_name():
     settings = load(None, ["generator.dit.checkpoint=x", "generator.dit.device=cpu"])
     assert section(settings, "generator", GeneratorConfig).backends == {"dit": {"checkpoint": "x", "device": "cpu"}}

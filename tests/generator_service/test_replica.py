@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -99,7 +101,7 @@ def test_a_busy_replica_follows_after_its_batch_and_is_named_until_then(tmp_path
         answer = at_a.post("/v1/weights/pets/activate", json={"timeout_s": 0.3})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_everywhere")
         name = b.membership.now().name
-        assert re.search(rf"pets@1 is active, .*{name}: ready, with base@1$", answer.json()["detail"])
+        assert re.search(rf"pets@1 is active, .*{name}: it serves base@1$", answer.json()["detail"])
         assert int(answer.headers["Retry-After"]) >= 1
         assert serving(at_a) == {a.membership.now().name: ("pets", 1), name: ("base", 1)}
         assert at_a.post("/v1/weights/pets/activate", json={"everywhere": False}).json()["active"]
@@ -107,6 +109,42 @@ def test_a_busy_replica_follows_after_its_batch_and_is_named_until_then(tmp_path
         assert at_a.post("/v1/weights/pets/activate", json={"timeout_s": 20}).status_code == 200
         request.join()
         assert b.loaded.weights.active().ref == made.ref
+
+
+def test_a_replica_that_still_loads_keeps_nobody_waiting(tmp_path, queue_url, scripted_settings):
+    with replica(tmp_path, queue_url, scripted_settings) as (service, client):
+        make(service)
+        bus = Bus(queue_url, QueueConfig(url=queue_url))
+        loading = service.membership.now().model_copy(update={"name": "late", "state": "loading", "weights": None})
+        bus.board.announce(loading)
+        assert "late" in {entry["name"] for entry in client.get("/v1/replicas").json()["data"]}
+        assert client.post("/v1/weights/pets/activate", json={"timeout_s": 0.0}).status_code == 200
+        bus.close()
+
+
+def test_activations_that_wait_hold_nobody_up(tmp_path, queue_url, scripted_settings):
+    """More of them than the service has threads."""
+    with pair(tmp_path, queue_url, scripted_settings) as ((a, at_a), (b, at_b)):
+        make(a)
+        scripted(b).hold()
+        request = threading.Thread(
+            target=at_b.post, args=("/v1/images/generations",), kwargs={"json": {"prompt": "alpha"}}
+        )
+        request.start()
+        assert scripted(b).inside.wait(5)
+
+        async def beside_fifty() -> tuple[int, int, list[int]]:
+            async with httpx.AsyncClient(base_url=at_a.base_url, timeout=60, limits=httpx.Limits()) as client:
+                activate = partial(client.post, "/v1/weights/pets/activate", json={"timeout_s": 40})
+                waiting = [asyncio.create_task(activate()) for _ in range(50)]
+                await asyncio.sleep(0.5)
+                answer = await client.get("/v1/queue")
+                pending = sum(not task.done() for task in waiting)
+                scripted(b).release()
+                return answer.status_code, pending, [(await task).status_code for task in waiting]
+
+        assert asyncio.run(beside_fifty()) == (200, 50, [200] * 50)
+        request.join()
 
 
 def test_work_that_is_pinned_to_older_weights_is_still_made_with_them(tmp_path, queue_url, scripted_settings):

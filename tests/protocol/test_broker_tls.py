@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from protocol.broker import BrokerConfig, connect, open_broker
 from protocol.bus import Bus, BusConfig
 from protocol.errors import BrokerUnavailable, ConfigError
+from tests.ports import free_port
 from tests.protocol.messages_to_send import reply, unit
 
 PASSWORD = "p%2Fss%3Aword"  # p/ss:word
@@ -36,8 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
         pytest.skip("TLS is tested with redis-server (or valkey-server) and openssl on PATH")
     folder = tmp_path_factory.mktemp("tls")
     crt = certificate(folder)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = f"""
         port 0
         tls-port {port}

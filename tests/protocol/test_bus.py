@@ -179,6 +179,26 @@ def test_a_dead_workers_unit_is_taken_over_and_counted(bus: Bus) -> None:
     assert second.message == first.message
 
 
+def test_a_dead_workers_unit_is_found_behind_many_that_are_held(bus: Bus, raw: redis.Redis) -> None:
+    publish(bus, 40)  # the server looks at some ten entries a call
+    held = [Group(raw, keys.WORK, keys.WORK_GROUP).claim("w1", 60.0, 0) for _ in range(39)]
+    raw.xclaim(keys.WORK, keys.WORK_GROUP, "w1", 0, [held[-1].id], idle=3_600_000, justid=True)
+    group = Group(raw, keys.WORK, keys.WORK_GROUP)
+    taken, new = group.claim("w2", 60.0, 0), group.claim("w2", 60.0, 0)
+    assert (taken.id, taken.body, taken.deliveries) == (held[-1].id, held[-1].body, 2)
+    assert new.id not in {entry.id for entry in held} and new.deliveries == 1
+    assert group.claim("w2", 60.0, 0) is None
+
+
+def test_an_answer_is_published_once_by_a_broker_that_forgot_the_scripts(bus: Bus, raw: redis.Redis) -> None:
+    publish(bus)
+    delivery = claim(bus)
+    raw.script_flush()
+    assert bus.finish_work(delivery, batch(delivery), pixels(delivery)) is True
+    assert bus.get_blob(bus.next_batch("r", "t", 0).message.blob) == pixels(delivery)
+    assert bus.next_batch("r", "t", 0) is None and not raw.keys("staged:*")
+
+
 def test_a_lease_holds_the_claim_without_counting_deliveries(bus: Bus, raw: redis.Redis) -> None:
     publish(bus)
     delivery = claim(bus)
@@ -248,14 +268,15 @@ def test_a_blob_that_is_lost_before_it_is_published_is_written_again(
     publish(bus)
     delivery = claim(bus)
     data = pixels(delivery)
-    publish_answer = bus._answer_unit
+    stage = bus._blobs.stage
 
-    def after_a_restart(**call):
-        assert raw.delete(call["keys"][-1]) == 1
-        return publish_answer(**call)
+    def then_lose(ref, data, token, pipeline):
+        staged = stage(ref, data, token, pipeline)
+        pipeline.delete(staged)
+        return staged
 
     with monkeypatch.context() as patch:
-        patch.setattr(bus, "_answer_unit", after_a_restart)
+        patch.setattr(bus._blobs, "stage", then_lose)
         with pytest.raises(BrokerUnavailable, match=r"r\.0\.0"):
             bus.finish_work(delivery, batch(delivery), data)
     assert bus.next_batch("r", "t", 0) is None

@@ -11,7 +11,7 @@ import pytest
 from protocol.client import GeneratorClient
 from protocol.client_async import AsyncGeneratorClient
 from protocol.errors import ConfigError, NotReady, ServiceUnreachable, UnknownJob
-from protocol.messages import AdaptJob, Feedback, JobList
+from protocol.messages import AdaptJob, Feedback, Job, JobList
 
 URLS = ["http://a:1", "http://b:1", "http://c:1"]
 FEEDBACK = Feedback.model_validate({"run": "r", "feedback": 0, "model_version": 0, "classes": [
@@ -102,6 +102,18 @@ def test_a_job_that_may_have_begun_is_not_begun_twice(
     with pytest.raises(ServiceUnreachable if asked == ["a"] else UnknownJob):
         ask("submit", AdaptJob(name="x"))
     assert hosts.asked == asked
+
+
+def test_a_job_is_asked_after_where_it_was_begun(ask: Ask, hosts: Hosts) -> None:
+    job = Job(id="j", type="adapt", status="running", created=0.0)
+    hosts.does = {"a": httpx.ConnectError("refused"), "b": httpx.Response(202, json=job.model_dump())}
+    ask("submit", AdaptJob(name="x"))
+    hosts.does["b"] = httpx.ConnectError("refused")
+    ask("jobs")
+    for name in ("job", "cancel"):
+        with pytest.raises(ServiceUnreachable, match="http://b:1"):
+            ask(name, "j")
+    assert hosts.asked == ["a", "b", "b", "c", "b", "b"]
 
 
 def test_an_empty_list_is_refused() -> None:

@@ -23,6 +23,7 @@ from protocol.bus import Bus, BusConfig
 from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import Retryable
 from protocol.messages import FeedbackAccepted, WeightsRef
+from protocol.parent import TEMPORARY
 from tests.soak import audit, scene
 from tests.soak.fleet import Fleet
 from tests.soak.storm import CALM_ITERATIONS, Storm
@@ -67,7 +68,11 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
     print(books.table(account))
     wrong += [] if finished else [f"the run did not finish within {options.timeout:.0f} s"]
     wrong += [] if storm.struck >= options.kills else [f"only {storm.struck} kills of {options.kills}"]
-    wrong += [f"{death.member} ended by itself with status {death.status}" for death in deaths if death.status > 1]
+    wrong += [
+        f"{death.member} ended by itself with status {death.status}"
+        for death in deaths
+        if death.status not in (1, TEMPORARY)
+    ]
     for complaint in wrong:
         print(f"complaint: {complaint}")
     good = account.balanced and account.finished and not wrong

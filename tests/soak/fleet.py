@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.supervisor import job_is_over
 from tests.soak import failpoints
 
 _PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent dies
@@ -34,7 +35,7 @@ class Member:
     armed: str | None = None  # the named point at which the present life is to end
     lives: int = 0
     not_before: float = 0.0  # monotonic: of the next life
-    done: bool = False  # ended with status 0: not started again
+    done: bool = False  # ended so that a supervisor would not start it again
 
     def start(self, at: str | None = None) -> None:
         self.armed, self.lives = at, self.lives + 1
@@ -106,7 +107,7 @@ class Fleet:
             if status is None:
                 continue
             deaths.append(Death(member.name, status, self._point(pid)))
-            member.done = status == 0
+            member.done = status == 0 or (member.name == "trainer" and job_is_over(status))
             if status > 0:
                 member.not_before = time.monotonic() + REST_S
         return deaths

@@ -6,7 +6,6 @@ Everything lies in one folder, and the broker there writes every command to its 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import tomli_w
 from protocol.broker import URL_VARIABLE, server_binary
 from tests.generator_service.tiny_dit import save_checkpoint
 from tests.generator_service.tiny_service import write_dataset
+from tests.ports import free_ports
 from tests.soak.fleet import Fleet, module, program
 
 RUN = "soak"
@@ -40,7 +40,7 @@ def build(folder: Path, iterations: int, patience_s: float) -> Scene:
     """Write dataset, checkpoint and settings. `patience_s`: how long an iteration waits for answers."""
     folder.mkdir(parents=True, exist_ok=True)
     data, checkpoint = write_dataset(folder / "data", per_class=8), save_checkpoint(folder / "checkpoint")
-    ports = _free_ports(3)
+    ports = free_ports(3)
     urls = {name: f"http://127.0.0.1:{port}" for name, port in zip(REPLICAS, ports[1:], strict=True)}
     scene = Scene(folder, f"redis://127.0.0.1:{ports[0]}/0", urls)
     settings = {
@@ -99,11 +99,3 @@ def crew(scene: Scene, fleet: Fleet, trainer_flags: Sequence[str] = ()) -> None:
         arguments = [*common, *(part for key, value in own.items() for part in ("--set", f"generator.{key}={value}"))]
         fleet.add(name, module("generator_service", arguments, fleet.hits), scene.folder)
     fleet.add("trainer", module("trainer", common, fleet.hits, trainer_flags), scene.folder)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

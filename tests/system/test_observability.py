@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol import logs, tracing
 from protocol.broker import EmbeddedBroker
+from tests.ports import free_port
 from tests.system.whole import run_training, serving_both, trainer_config
 from trainer.run import Run
 
@@ -58,8 +58,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, data: Path)
     handler.setFormatter(logs.JsonLines("both"))
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     pages: list[str] = []
 
     def scrape(run: Run) -> None:

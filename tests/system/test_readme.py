@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,12 @@ import pytest
 from PIL import Image
 
 from protocol.client import GeneratorClient
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-with socket.create_server(("127.0.0.1", 0)) as _probe:
-    PORT = _probe.getsockname()[1]  # for the service of the README's examples, which use 8000
+PORT = free_port()  # for the service of the README's examples, which use 8000
 SHORT = (  # the README's run, in seconds instead of hours
     "trainer.iterations=4 trainer.epochs=1 trainer.batch_size=8 trainer.device=cpu trainer.threads=1 agent.steps=4 "
     f"agent.adapt.steps=5 agent.adapt.batch_size=4 generator.threads=1 generator.dit.device=cpu generator.port={PORT} "

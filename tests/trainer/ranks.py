@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protocol.errors import DatasetError, InvalidImage, OnTheFlyError, PeerFailed
+from trainer import parallel
 from trainer.parallel import OneProcess, Processes, joined
 from trainer.selection.lookahead import lookahead, lookahead_scores
 
@@ -148,6 +151,20 @@ def answers(processes: Processes) -> dict[str, Any]:
     }
 
 
+def stall(processes: Processes, folder: Path) -> None:
+    """One process hangs, until both of the others have noticed. Raises what they notice it by."""
+    noticed = [folder / f"{rank}.noticed" for rank in (0, 2)]
+    if processes.rank == 1:
+        while not all(path.exists() for path in noticed):
+            time.sleep(0.05)
+        return
+    try:
+        processes.totals({"a": 1.0})
+    except RuntimeError:
+        (folder / f"{processes.rank}.noticed").touch()
+        raise
+
+
 def end(processes: Processes, how: str) -> None:
     """A mistake of one process while the others wait for it, or the same one of all."""
     if how == "all" or processes.rank == 1:
@@ -159,15 +176,19 @@ def main(rank: int, port: int, folder: Path, how: str) -> None:
     """One of the processes, with the environment that torchrun would give it. Writes its answers to the folder."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in told.items()}
+    if how == "stall":
+        parallel.STALLED = timedelta(seconds=3)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store is that of the parent, which survives them
     ended = "well"
     try:
         with joined("cpu") as processes:
             assert isinstance(processes, Processes)
-            if how == "well":
+            if how == "stall":
+                stall(processes, folder)
+            elif how == "well":
                 torch.save(answers(processes), folder / f"{rank}.pt")
             else:
                 end(processes, how)
-    except (PeerFailed, ValueError) as error:
+    except (PeerFailed, RuntimeError, ValueError) as error:
         ended = type(error).__name__
     (folder / f"{rank}.txt").write_text(ended)

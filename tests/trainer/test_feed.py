@@ -18,7 +18,7 @@ from protocol.broker import EmbeddedBroker, connect
 from protocol.bus import Bus, BusConfig
 from protocol.client import GeneratorClient
 from protocol.entries import SampleBatch, WorkUnit
-from protocol.errors import BrokerFull, QueueFull, UnknownClass
+from protocol.errors import BrokerFull, BrokerUnavailable, QueueFull, UnknownClass
 from protocol.messages import Feedback, FeedbackAccepted, MarginalSample, WeightsRef
 from tests.trainer.test_durable import FULL, needs_full_device
 from tests.trainer.test_pool import make_batch
@@ -154,6 +154,26 @@ def test_what_a_broker_lost_is_asked_again(tmp_path: Path, broker: str, make_fee
         generator.work()
         assert len(feed.take(0)) == 2
     assert "late" not in events(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["get_blob", "ack_batch"])
+def test_an_answer_in_hand_when_the_broker_goes_away_comes_again_long_before_its_lease_ends(
+    tmp_path: Path, make_feed, generator: Generator, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    work, failures = getattr(Bus, step), [BrokerUnavailable("the connection broke off")]
+
+    def fail_once(bus: Bus, *arguments):
+        if failures:
+            raise failures.pop()
+        return work(bus, *arguments)
+
+    monkeypatch.setattr(Bus, step, fail_once)
+    with make_feed() as feed:
+        feed.post(question(0))
+        generator.work()
+        generator.work()
+        wait_until(lambda: generator.bus.batches_waiting("r") == 0, BusConfig().lease_idle_s / 2)
+        assert len(feed.take(0)) == 2 and not failures
 
 
 def test_waiting_for_an_outage_to_end_is_not_lateness(tmp_path: Path, make_feed, generator: Generator):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.supervisor import job_is_over
-from protocol.errors import ConfigError, TrainingDiverged
+from protocol.errors import BrokerUnavailable, ConfigError, TrainingDiverged
 from trainer import __main__ as program
 
 
@@ -16,6 +16,7 @@ from trainer import __main__ as program
     [
         (None, 0, True),
         (TrainingDiverged("the loss is NaN"), 1, True),
+        (BrokerUnavailable("away"), 75, False),
         (ConfigError("wrong"), 2, True),
         (KeyboardInterrupt(), 130, True),
         (RuntimeError("nobody expected this"), 70, False),

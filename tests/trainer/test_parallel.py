@@ -111,6 +111,12 @@ def test_a_mistake_of_all_is_told_by_one(tmp_path: Path):
     assert sorted(run_ranks(tmp_path, "all")) == ["PeerFailed", "PeerFailed", "ValueError"]
 
 
+def test_the_others_notice_one_that_hangs(tmp_path: Path):
+    """It goes on once they have, so that nobody's end is what they notice."""
+    ended = run_ranks(tmp_path, "stall")
+    assert ended[1] == "well" and "well" not in (ended[0], ended[2])
+
+
 def test_one_gpu_for_each_process():
     assert device_of("cpu", 3).type == "cpu"
     with pytest.raises(ConfigError, match="names one GPU for several"):

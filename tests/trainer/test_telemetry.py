@@ -11,6 +11,7 @@ import pytest
 from protocol.bus import QueueConfig
 from protocol.errors import ConfigError
 from tests.generator_service.tiny_service import write_dataset
+from tests.ports import free_port
 from tests.system.whole import trainer_config
 from trainer.settings import TrainerConfig
 from trainer.start import open_run
@@ -20,8 +21,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainerConfig:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     data = write_dataset(tmp_path / "data", per_class=2)
     return trainer_config(tmp_path / "runs", data, NOWHERE, mode="real", metrics_port=port)
 
