@@ -45,7 +45,7 @@ def serve(tmp_path: Path, scripted_settings: dict) -> Iterator[Callable]:
         with started(make_service(tmp_path, **scripted_settings, **settings)) as service, served(service) as url:
 
             def http(key: str = "") -> httpx.Client:
-                return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"} if key else {})
+                return httpx.Client(base_url=url, timeout=60, headers={"Authorization": f"Bearer {key}"} if key else {})
 
             yield service, http
             scripted(service).release()
