@@ -32,7 +32,7 @@ def test_a_run_tells_how_it_does_and_shows_what_was_made_for_it(tmp_path, broker
 
     def look(run: Run) -> None:
         if run.at.done == 1:  # the thread looks twice a second
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while (status := _status(board)) is None or (status.iteration, status.state) != (
                 run.at.iteration,
                 "training",
