@@ -19,6 +19,7 @@ from protocol.broker import BrokerConfig, broker_errors, connect
 from protocol.bus_answer import Answers
 from protocol.bus_blobs import BlobStore
 from protocol.bus_board import Board
+from protocol.bus_captions import CaptionStore
 from protocol.bus_dead import DeadLetters
 from protocol.bus_failure import failed_batch, letter, worn_out
 from protocol.bus_forget import forget
@@ -69,6 +70,7 @@ class Bus:
         self.dead = DeadLetters(self._client, self._blobs, url, config.work_gate, config.blob_ttl_s)
         self.board = Board(self._client, url)
         self.lost = LostAnswers(self._client, self._blobs, url)
+        self.captions = CaptionStore(self._client, url)
 
     def close(self) -> None:
         self._client.close()
@@ -229,8 +231,7 @@ class Bus:
         self._batch_inbox(run).interrupted(consumer)
 
     def forget_run(self, run: str) -> None:
-        """Before a run starts anew: take what an earlier run of this name asked, its answers and its dead letters off
-        the broker."""
+        """Take what an earlier run of this name asked, its answers and its dead letters off the broker."""
         with broker_errors(self._url):
             forget(run, self._client, self._blobs, self._work_inbox, self._batch_inbox(run))
         self.dead.forget(run)

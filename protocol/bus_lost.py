@@ -48,9 +48,9 @@ class LostAnswers:
 
 
 def unit_of(batch: SampleBatch) -> WorkUnit:
-    """The work unit that a batch with samples answers."""
+    """The work unit that a batch with samples answers; its prompts are final."""
     first = batch.samples[0]
-    same = WorkRow.model_fields.keys() - {"sample_id"}
+    same = WorkRow.model_fields.keys() - {"sample_id", "caption"}
     rows = [
         WorkRow.model_validate({"sample_id": sample.id} | {name: getattr(sample, name) for name in same})
         for sample in batch.samples
@@ -67,6 +67,7 @@ def unit_of(batch: SampleBatch) -> WorkUnit:
             "steps": first.steps,
             "scheduler": first.scheduler,
             "strength": first.strength,
+            "lora_scale": first.lora_scale,
             "rows": rows,
             "init_blob": batch.init_blob,
             "attempt": batch.attempt,

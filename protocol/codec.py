@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
@@ -40,6 +41,12 @@ def decode(data: bytes) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise BlobCorrupt(f"{len(data)} bytes do not decode as safetensors ({error}): the blob is damaged") from error
     return {name: np.array(array) for name, array in arrays.items()}
+
+
+def decode_row(path: Path, name: str, row: int) -> np.ndarray:
+    """One row of an array in a file that `encode` made; nothing else of it is read. Raises FileNotFoundError."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.get_slice(name)[row]
 
 
 def digest(data: bytes) -> str:

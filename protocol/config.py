@@ -10,6 +10,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from protocol.errors import ConfigError
 Model = TypeVar("Model", bound=BaseModel)
 MASK = "***"
 SECRET = ("api_key", "admin_key", "password")  # ends of the keys whose values are never shown
-TABLES = ("broker", "generator", "agent", "trainer")  # of one file; each process reads its own
+TABLES = ("broker", "generator", "agent", "trainer", "recipe")  # of one file; each process reads its own
 
 
 class Settings(dict[str, Any]):
@@ -31,30 +32,49 @@ class Settings(dict[str, Any]):
         super().__init__(tables)
         self.source = source
 
+    def overridden(self, overrides: Sequence[str]) -> Settings:
+        """A copy with `a.b=c` overrides laid over it. Raises as `load`."""
+        copy = deepcopy(self)
+        for override in overrides:
+            _lay_over(copy, override)
+        return copy
+
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
     """Read a settings file and lay `a.b=c` overrides over it.
 
     Args:
-        path: a TOML file; None: overrides only.
+        path: a TOML file; None: overrides only. Above its tables it may say `include = "FILE"`, a path from its own
+            folder: then it is laid over that file's tables, key by key.
         overrides: each `table.key=value`; the value is read as TOML, or else taken as a bare string.
 
     Raises:
-        ConfigError: the file is missing or not TOML, or an override has no key or no table.
+        ConfigError: the file or what it includes is missing or not TOML, or an override has no key or no table.
     """
-    settings = Settings({} if path is None else _read(path), "the settings" if path is None else str(path))
-    for override in overrides:
-        _lay_over(settings, override)
-    return settings
+    settings = Settings({}, "the settings") if path is None else Settings(_read(path), str(path))
+    return settings.overridden(overrides)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """`including`: the files that led here, each by its `include`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the settings file {path} ({error.strerror}): check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    included = tables.pop("include", None)
+    if included is None:
+        return tables
+    if not isinstance(included, str) or path.resolve() in including:
+        raise ConfigError(f"{path}: include must name one other file, which does not include this one", param="include")
+    return _merged(_read(path.parent / included, (*including, path.resolve())), tables)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `under`: what is a table in both is merged, anything else replaced."""
+    both = {key for key in under.keys() & over.keys() if isinstance(under[key], dict) and isinstance(over[key], dict)}
+    return {**under, **over, **{key: _merged(under[key], over[key]) for key in both}}
 
 
 def _lay_over(settings: dict[str, Any], override: str) -> None:

@@ -121,6 +121,11 @@ class Dataset:
             )
         return self._by_id[sample]
 
+    def subset(self, indices: Iterable[int]) -> Dataset:
+        """The samples at these indices, in that order, with the same classes."""
+        samples = [self.samples[index] for index in indices]
+        return Dataset(self.classes, samples, self.bad_files, self._max_pixels, self._places)
+
     def digest(self) -> str:
         """Hash of the classes and of every sample's id and label: which data these are, as far as names tell."""
         parts = [*self.classes, *(f"{entry.id}:{entry.label}" for entry in self.samples)]

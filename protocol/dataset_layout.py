@@ -46,7 +46,11 @@ def check_root(root: Path, split: str | None) -> None:
 def list_split(root: Path, split: str | None) -> list[Listed]:
     """Every file of the split, in the order of `relative`. Raises DatasetError for bad metadata."""
     folder = root if split is None else root / split
-    found = _from_metadata(root, folder) if (folder / METADATA).exists() else _from_folders(root, folder)
+    path = folder / METADATA
+    if path.exists():
+        found = (item for item, _ in parse_metadata(path.read_bytes(), root, path))
+    else:
+        found = _from_folders(root, folder)
     return sorted(found, key=lambda item: item.relative)
 
 
@@ -88,19 +92,27 @@ def _from_folders(root: Path, folder: Path) -> Iterator[Listed]:
                 yield Listed(_nfc(on_disk), on_disk, _nfc(name), None, str(path))
 
 
-def _from_metadata(root: Path, folder: Path) -> Iterator[Listed]:
-    path = folder / METADATA
+def parse_metadata(body: bytes, root: Path, path: Path) -> Iterator[tuple[Listed, bytes]]:
+    """Each line of a metadata file that says something, and what it says.
+
+    Args:
+        body: of the file. path: where it lies, or is to lie, under root.
+
+    Raises:
+        DatasetError: names the line.
+    """
+    prefix = path.parent.relative_to(root).as_posix()
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(body.splitlines(), start=1):
         if not line.strip():
             continue
-        item = _parse(line, folder.relative_to(root).as_posix(), f"{path}, line {number}")
+        item = _parse(line, prefix, f"{path}, line {number}")
         if item.relative in seen:
             raise DatasetError(
                 f"{item.where}: {item.relative} is listed before, on line {seen[item.relative]}: keep one"
             )
         seen[item.relative] = number
-        yield item
+        yield item, line
 
 
 def _parse(line: bytes, prefix: str, where: str) -> Listed:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from protocol.messages import Guidance, Message, Name, Scheduler, Seed, Steps, Unit, WeightsRef
+from protocol.messages import Guidance, LoraScale, Message, Name, Scheduler, Seed, Steps, Unit, WeightsRef
 
 
 class BlobRef(Message):
@@ -34,6 +34,15 @@ class WorkRow(Message):
     negative_prompt: str | None = None
     guidance_scale: Guidance
     init_id: str | None = None  # dataset sample that gives the init image; None: from noise, or from init_blob
+    caption: str | None = None  # the source's, which a perturbation of the prompt starts from; None: it has none
+    prompt_by: str | None = None  # as in `Sample`, of a prompt that is final
+
+
+class Versions(Message):
+    """A caption's versions, as one replica made them and all use them. Written by who makes a unit."""
+
+    texts: list[str]
+    by: list[str]  # of each, as in `Sample.prompt_by`
 
 
 class WorkUnit(Message):
@@ -49,6 +58,9 @@ class WorkUnit(Message):
     steps: Steps
     scheduler: Scheduler
     strength: Unit  # 1: from noise
+    lora_scale: LoraScale = 1.0  # of weights that are a LoRA
+    versions: int | None = Field(default=None, ge=1)  # m of the caption perturbation, made by who makes the unit: row
+    # `index` gets version `index` modulo m; None: the prompts stand as they are
     rows: list[WorkRow]
     init_blob: BlobRef | None = None  # uint8 "images" [rows, H, W, 3], when the feedback carried pixels
     attempt: int = Field(default=1, ge=1)  # how often it is asked for: again when its answer was lost
@@ -74,7 +86,9 @@ class Sample(Message):
     steps: int
     scheduler: str
     strength: float
+    lora_scale: float = 1.0
     init_id: str | None = None
+    prompt_by: str | None = None  # what perturbed the caption: a chat model's name, or "template"; None: nothing did
     weights: WeightsRef
     created: float
     user: str | None = None
@@ -104,6 +118,7 @@ class SampleBatch(Message):
     worker: str
     started: float  # unix seconds: the denoising interval on the worker
     finished: float
+    captions_s: float = 0.0  # seconds that the worker spent on the versions of captions before that
 
 
 class DeadLetter(Message):

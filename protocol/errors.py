@@ -26,6 +26,7 @@
     │   ├── NotReady                    503     not_ready
     │   ├── NotEverywhere               503     not_everywhere        weights are active, but not on all replicas yet
     │   ├── BrokerUnavailable           503     broker_unavailable
+    │   ├── LanguageUnavailable         503     language_unavailable  a language model gives no usable answer
     │   └── ServiceUnreachable          503     service_unreachable   raised by the client only
     │       └── NotTheService           503     not_the_service       something else answers there
     ├── Cancelled                       409     cancelled             a job or request was cancelled
@@ -179,6 +180,10 @@ class NotEverywhere(Retryable):
 
 class BrokerUnavailable(Retryable):
     code = "broker_unavailable"
+
+
+class LanguageUnavailable(Retryable):
+    code = "language_unavailable"
 
 
 class ServiceUnreachable(Retryable):

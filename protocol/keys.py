@@ -11,6 +11,7 @@ replicas, runs           set      names of those that told of themselves
 replica:{name}           string   Replica: what a generator says of itself
 run:{name}               string   RunStatus: what a trainer says of its run
 shown:{run}              list     ShownSample, newest first
+versions:{name}          string   Versions of a caption; lasts as long as its maker says
 weights:chosen           string   WeightsRef that all replicas shall serve; lasts while one of them does
 """
 
@@ -50,6 +51,10 @@ def done(unit_id: str) -> str:
 
 def plan(run: str, feedback: int) -> str:
     return f"plan:{run}:{feedback}"
+
+
+def versions(name: str) -> str:
+    return f"versions:{name}"
 
 
 def replica(name: str) -> str:

@@ -11,13 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from protocol import prompts
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
-Scheduler = Literal["ddim", "dpm-solver"]
+Scheduler = Literal["ddim", "dpm-solver", "euler", "euler-a", "pndm", "unipc"]
+LoraScale = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
 
 
 class Message(BaseModel):
@@ -110,6 +113,7 @@ class ImageGenerationRequest(Message):
     class_label: int | str | None = None  # index or name; None: taken from the prompt
     image: str | None = None  # base64 or data URL of the init image; None: from noise
     strength: Unit | None = None  # with `image`: 1 replaces it, 0 returns it; None: the service's setting
+    lora_scale: LoraScale | None = None  # how much of the LoRA in `model` counts, 0: none; None: 1; LoRA weights only
 
 
 class GeneratedImage(Message):
@@ -137,11 +141,36 @@ class GenerateJob(Message):
     request: ImageGenerationRequest
 
 
+class LoraOptions(Message):
+    """What only method "lora" can be told (Real-Fake, as GenDataAgent uses it)."""
+
+    rank: int = Field(default=4, ge=1, le=512)  # of the updates of the attention projections
+    min_snr_gamma: float = Field(default=5.0, ge=0.0, allow_inf_nan=False)  # of the min-SNR weights; 0: all steps alike
+    discrepancy: float = Field(default=0.003, ge=0.0, allow_inf_nan=False)  # weight of the within-class loss; 0: off
+    visual: Literal["none", "class", "image"] = "class"  # CLIP feature in the prompt: none, class mean, image's own
+    prompt: str = prompts.PROMPT  # of an image without caption; agent.prompt should say the same
+    captioned_prompt: prompts.CaptionedTemplate = prompts.CAPTIONED_PROMPT  # of one with; likewise
+    gradient_accumulation: int = Field(default=1, ge=1)  # batches of one optimiser step
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the forward passes; the LoRA stays float32
+    cache: bool = True  # latents and text embeddings are computed once, and kept in memory
+    checkpoint_every: int | None = Field(default=500, ge=1)  # steps between checkpoints to resume from; None: none
+    validation: Unit = 0.1  # part of the images held out to measure the loss on; 0: none
+    validate_every: int = Field(default=100, ge=1)  # steps between validations, each with a few pictures
+    patience: int | None = Field(default=None, ge=1)  # validations without a better loss until it stops; None: never
+
+    @model_validator(mode="after")
+    def _patience_has_an_end(self) -> LoraOptions:
+        if self.patience is not None and self.validation == 0:
+            raise ValueError("patience counts validations: hold images out with validation, or leave patience out")
+        return self
+
+
 class AdaptJob(Message):
     """Fine-tune the generator on the service's dataset; the result is a named weight set."""
 
     type: Literal["adapt"] = "adapt"
-    method: Literal["cold_start"] = "cold_start"
+    method: Literal["cold_start", "lora"] = "cold_start"  # the backend says which it can do
+    lora: LoraOptions | None = None  # method "lora" only; None: the defaults
     name: Name  # of the resulting weight set; an existing name gets its next version
     again: bool = False  # false: when this very job was done before, on the same images, its weights are the result
     base: str | None = None  # weights to start from; None: the service's base checkpoint
@@ -150,6 +179,12 @@ class AdaptJob(Message):
     learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0, allow_inf_nan=False)
     seed: Seed = 0
     activate: bool = False  # hot-swap to the result when it is ready
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> AdaptJob:
+        if self.lora is not None and self.method != "lora":
+            raise ValueError('lora has options of method "lora": set that method, or leave lora out')
+        return self
 
 
 JobRequest = Annotated[GenerateJob | AdaptJob, Field(discriminator="type")]

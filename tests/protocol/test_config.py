@@ -49,6 +49,25 @@ def test_overrides_lie_over_the_file_and_are_read_as_toml(tmp_path: Path) -> Non
     assert section(load(None), "trainer", Outer) == Outer()
 
 
+def test_a_file_is_laid_over_the_one_that_it_includes(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "common.toml").write_text(
+        "[trainer]\nbatch_size = 8\ninner = {strength = 0.1}\nmany = [1, 2]\n"
+    )
+    path = written(tmp_path, 'include = "base/common.toml"\n[trainer]\nmany = [3]\n[trainer.inner]\nweight = 2\n[a]\n')
+    inner = {"strength": 0.1, "weight": 2}
+    assert load(path) == {"trainer": {"batch_size": 8, "inner": inner, "many": [3]}, "a": {}}
+
+
+@pytest.mark.parametrize(
+    ("include", "message"),
+    [('"run.toml"', "does not include this one"), ("3", "must name one"), ('"gone.toml"', "gone.toml .No such file")],
+)
+def test_an_include_that_leads_nowhere_is_told(tmp_path: Path, include: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(written(tmp_path, f"include = {include}"))
+
+
 @pytest.mark.parametrize("override", ["batch_size=3", "trainer.batch_size", "trainer.=3", ".x=3", "=3", ""])
 def test_an_override_of_another_form_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=r"table\.key=value"):
