@@ -205,11 +205,14 @@ class Engine:
         future.set_result(None)
 
     def _denoise(self, batch: Batch) -> None:
+        from generator_service import out_of_memory  # late: it imports torch
+
         lead = batch.generations[0]
         rows = batch.rows
         started = time.time()
         self._make_resident(lead.weights)
-        images = self._backend.generate(lead.weights, rows, lead.sampling, partial(self._after_step, batch))
+        on_step = partial(self._after_step, batch)
+        images = out_of_memory.generate(self._backend, lead.weights, rows, lead.sampling, on_step)
         finished = time.time()
         assert len(images) == len(rows), f"{len(images)} images for {len(rows)} rows"
         self._metrics.batch_done(batch, started, finished)
@@ -271,8 +274,9 @@ class Engine:
                 self._adaptations.remove(run)
             run.future.set_result(end.value)
         else:
-            self._metrics.adaptation_step(progress.loss)
-            run.on_progress(progress)
+            if progress.loss is not None:
+                self._metrics.adaptation_step(progress.loss)
+                run.on_progress(progress)
 
     def _end(self, run: AdaptationRun, error: OnTheFlyError) -> None:
         with self._wake:

@@ -27,6 +27,7 @@ class FeedbackDesk:
     config: PlannerConfig
     weights: WeightStore
     dataset: Dataset | None
+    reads_prompts: bool  # whether the backend is conditioned on text
     native_size: tuple[int, int]  # (height, width) that init images sent with the feedback get
     max_pixels: int  # of an image sent with the feedback
     quota: FeedbackQuota
@@ -47,7 +48,7 @@ class FeedbackDesk:
     def _plan(self, bus: Bus, feedback: Feedback) -> FeedbackAccepted:
         weights = self.weights.resolve(feedback.model)
         self._check_labels(feedback)
-        units = plan(feedback, self.config, weights.ref, weights.classes, self._known)
+        units = plan(feedback, self.config, weights.ref, weights.classes, self._known, reads_prompts=self.reads_prompts)
         reply = FeedbackAccepted(
             run=feedback.run,
             feedback=feedback.feedback,

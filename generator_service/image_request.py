@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from generator_service.backends.interface import Row, Sampling, WeightSet
+from generator_service.backends.interface import Abilities, Backend, Row, Sampling, WeightSet
 from generator_service.real_images import resized
 from protocol.codec import image_from_base64
 from protocol.errors import InvalidRequest, UnknownClass, UnsupportedField
@@ -51,33 +51,28 @@ class ImageOrder:
 def order(
     request: ImageGenerationRequest,
     weights: WeightSet,
-    conditioning: str,
-    native_size: tuple[int, int],
+    backend: Backend,
     defaults: ImageDefaults,
     base_url: str = "",
 ) -> ImageOrder:
-    """Check a request against what the weights can do.
-
-    Args:
-        conditioning: "class" or "text".
-        native_size: (height, width) that the backend makes; init images get it at once, for orders wait in memory.
+    """Check a request against what the weights can do. Init images get the backend's size at once, for orders wait in
+    memory.
 
     Raises:
         UnsupportedField, UnknownClass, InvalidImage, InvalidRequest: `param` names the field.
     """
+    can, native_size = backend.can, backend.native_size()
     _check_openai_fields(request)
     _check_size(request.size, native_size)
-    label = _label(request, weights.classes, conditioning)
-    if conditioning == "class" and request.negative_prompt is not None:
-        raise UnsupportedField(
-            "weights conditioned on classes take no negative prompt: leave negative_prompt out", param="negative_prompt"
-        )
+    label = _label(request, weights.classes, can.conditioning)
+    _check_abilities(request, weights, can)
+    guidance = request.guidance_scale if request.guidance_scale is not None else defaults.guidance_scale
+    _check_prompts(request, guidance, backend)
     image, strength = _init_image(request, native_size, defaults)
     count = request.n or 1
     seed = request.seed if request.seed is not None else secrets.randbelow(2**53)  # exact in a JSON number
     if seed + count - 1 > MAX_SEED:
         raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", param="seed")
-    guidance = request.guidance_scale if request.guidance_scale is not None else defaults.guidance_scale
     rows = [
         Row(
             seed=seed + index,
@@ -94,6 +89,7 @@ def order(
         scheduler=request.scheduler or defaults.scheduler,
         strength=strength,
         guided=guidance > 1.0,
+        lora_scale=1.0 if request.lora_scale is None else request.lora_scale,
     )
     class_name = weights.classes[label] if label is not None else None
     request = request.model_copy(update={"image": None})
@@ -122,6 +118,41 @@ def _check_openai_fields(request: ImageGenerationRequest) -> None:
         )
 
 
+def _check_abilities(request: ImageGenerationRequest, weights: WeightSet, can: Abilities) -> None:
+    if can.conditioning == "class" and request.negative_prompt is not None:
+        raise UnsupportedField(
+            "weights conditioned on classes take no negative prompt: leave negative_prompt out", param="negative_prompt"
+        )
+    if request.scheduler not in (None, *can.schedulers):
+        raise UnsupportedField(
+            f"no scheduler {request.scheduler!r} here: use one of {', '.join(can.schedulers)}", param="scheduler"
+        )
+    if request.lora_scale is not None and weights.kind != "lora":
+        raise UnsupportedField(f"weights {weights.ref} are no LoRA: leave lora_scale out", param="lora_scale")
+    if request.class_label is not None and weights.kind == "lora" and weights.metadata.get("visual", "none") == "none":
+        raise UnsupportedField(
+            f"weights {weights.ref} have no visual tokens of classes: name the class in the prompt alone, and leave "
+            "class_label out",
+            param="class_label",
+        )
+
+
+def _check_prompts(request: ImageGenerationRequest, guidance: float, backend: Backend) -> None:
+    if request.negative_prompt is not None and guidance <= 1.0:
+        raise UnsupportedField(
+            f"a negative prompt has no effect at guidance_scale = {guidance:g}: leave it out, or use more than 1",
+            param="negative_prompt",
+        )
+    for name, prompt in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        tokens, most = (prompt and backend.prompt_length(prompt)) or (0, 0)
+        if tokens > most:
+            raise InvalidRequest(
+                f"{name} has {tokens} tokens, and the text encoder reads {most}, two of which begin and end it: "
+                "shorten it",
+                param=name,
+            )
+
+
 def _check_size(size: str | None, native_size: tuple[int, int]) -> None:
     height, width = native_size
     if size in (None, "auto", f"{width}x{height}"):
@@ -144,12 +175,15 @@ def _init_image(
 
 
 def _label(request: ImageGenerationRequest, classes: tuple[str, ...], conditioning: str) -> int | None:
-    """Index of the class that the request names, in class_label or else in its prompt; None for text conditioning."""
+    """Index of the class that the request names: in class_label, or else in its prompt when that says nothing more.
+
+    Weights that read the prompt may know classes too, by their visual tokens; None there: no class.
+    """
     wanted = request.class_label
-    if conditioning != "class":
-        if wanted is not None:
-            raise UnsupportedField("these weights read the prompt: leave class_label out", param="class_label")
+    if conditioning == "text" and wanted is None:
         return None
+    if not classes:
+        raise UnsupportedField("these weights know no classes: leave class_label out", param="class_label")
     if isinstance(wanted, int):
         if not 0 <= wanted < len(classes):
             raise UnknownClass(

@@ -16,10 +16,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from agent.captions import Perturber
 from generator_service.backends.interface import Row, Sampling
 from generator_service.batching import Generation
 from generator_service.boundary import guard
 from generator_service.engine import Engine
+from generator_service.perturbation import perturbed
 from generator_service.results import Recorder
 from generator_service.showcase import show
 from generator_service.telemetry import Telemetry
@@ -55,6 +57,7 @@ class QueueWorkers:
         dataset: Dataset | None,
         recorder: Recorder,
         telemetry: Telemetry,
+        perturb: Perturber,
         *,
         name: str,
         threads: int,
@@ -63,12 +66,14 @@ class QueueWorkers:
         """
         Args:
             connect: a new connection to the broker.
+            perturb: makes the versions of captions that units ask for.
             name: of this replica; unique among the consumers of the group.
             threads: units in hand at a time: one denoised, the others being prepared or published.
             deterministic: never merge a unit with others.
         """
         self._connect, self._engine, self._weights = connect, engine, weights
         self._dataset, self._recorder, self._telemetry, self._name = dataset, recorder, telemetry, name
+        self._perturb = perturb
         self._deterministic = deterministic
         self._stop = threading.Event()
         self._interruptions: dict[str, Interruption] = {}  # error code -> whether that is the case now
@@ -136,7 +141,9 @@ class QueueWorkers:
             self._stop.wait(RETRY_S)  # it would be claimed again at once
 
     def _make(self, bus: Bus, delivery: Delivery[WorkUnit], lost: threading.Event, watch: UnitWatch) -> None:
-        unit = delivery.message
+        began = time.monotonic()
+        unit = perturbed(delivery.message, self._perturb, bus.captions)
+        captions_s = time.monotonic() - began if delivery.message.versions else 0.0
         generation = self._generation(bus, unit)
 
         def drop_when_lost(done: int, total: int) -> None:
@@ -146,13 +153,14 @@ class QueueWorkers:
         generation.on_step = drop_when_lost
         generated = self._engine.submit(generation).result()
         watch.made(generated)
-        batch, data = self._recorder.sample_batch(unit, generated, self._name)
+        batch, images = self._recorder.sample_batch(unit, generated, self._name, captions_s)
         # recorded first, so that whoever reads the batch finds them
         self._keep_trying(lambda: self._recorder.samples.add(batch.samples))
+        data = codec.encode({"images": images})
         first = self._keep_trying(lambda: bus.finish_work(delivery, batch, data))
         watch.published(first)
         if first:
-            show(bus.board, batch, generated.images)
+            show(bus.board, batch, images)
 
     def _keep_trying(self, action: Callable[[], Result]) -> Result:
         """Until there is room for what was made, or the replica stops."""
@@ -179,7 +187,7 @@ class QueueWorkers:
             for row, image in zip(unit.rows, images, strict=True)
         ]
         guided = any(row.guidance_scale > 1.0 for row in unit.rows)
-        sampling = Sampling(unit.steps, unit.scheduler, unit.strength, guided)
+        sampling = Sampling(unit.steps, unit.scheduler, unit.strength, guided, unit.lora_scale)
         return Generation(weights, sampling, rows, lane="queue", alone=self._deterministic)
 
     def _init_images(self, bus: Bus, unit: WorkUnit) -> list[np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""Names of backends and adaptations, and where they live. A new one is one new file and one line here.
+"""Names of backends, adaptations and language models, and where they live. A new one is one new file and one line here.
 
 Entries are imported when first used, so that reading settings or serving /livez never loads torch.
 """
@@ -10,8 +10,19 @@ from typing import Any
 
 from protocol.errors import ConfigError
 
-BACKENDS = {"dit": "generator_service.backends.dit:DiTBackend"}
-ADAPTATIONS = {"cold_start": "generator_service.adapt.cold_start:cold_start"}
+BACKENDS = {
+    "dit": "generator_service.backends.dit:DiTBackend",
+    "stable_diffusion": "generator_service.backends.stable_diffusion:StableDiffusionBackend",
+}
+ADAPTATIONS = {
+    "cold_start": "generator_service.adapt.cold_start:cold_start",
+    "lora": "generator_service.adapt.lora:lora",
+}
+
+LANGUAGE = {
+    "chat": "generator_service.language.chat:LocalChat",
+    "captioner": "generator_service.language.captioner:Captioner",
+}
 
 
 def load(entries: dict[str, str], name: str) -> Any:
@@ -24,5 +35,14 @@ def load(entries: dict[str, str], name: str) -> Any:
 
 def backend(name: str) -> tuple[type, type]:
     """The class of a backend, and of its settings: `Config` in the same module. Raises ConfigError."""
-    kind = load(BACKENDS, name)
+    return _configured(BACKENDS, name)
+
+
+def language(name: str) -> tuple[type, type]:
+    """The class of a model that reads or writes text on this machine, and of its settings. Raises ConfigError."""
+    return _configured(LANGUAGE, name)
+
+
+def _configured(entries: dict[str, str], name: str) -> tuple[type, type]:
+    kind = load(entries, name)
     return kind, import_module(kind.__module__).Config

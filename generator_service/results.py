@@ -10,13 +10,15 @@ import time
 import uuid
 from dataclasses import dataclass
 
+import numpy as np
+
 from generator_service.batching import Generated
 from generator_service.image_request import ImageOrder
 from generator_service.metrics.nearest import NearestReal
 from generator_service.samples import SampleStore
 from generator_service.telemetry import Telemetry
 from protocol import tracing
-from protocol.codec import encode, image_to_bytes
+from protocol.codec import image_to_bytes
 from protocol.entries import Sample, SampleBatch, WorkUnit
 from protocol.messages import GeneratedImage, ImagesResponse
 
@@ -29,6 +31,7 @@ class Recorder:
     nearest: NearestReal | None  # None: no dataset mounted
     near_copy_distance: float  # at or below it a sample is a near-copy; 0: only exact copies
     telemetry: Telemetry
+    blackens: bool = False  # a wholly black image is one that the backend's safety checker flagged
 
     def images_response(self, order: ImageOrder, generated: Generated) -> ImagesResponse:
         """Encode, store and describe the images of one request."""
@@ -81,6 +84,7 @@ class Recorder:
                 steps=order.sampling.steps,
                 scheduler=order.sampling.scheduler,
                 strength=order.sampling.strength,
+                lora_scale=order.sampling.lora_scale,
                 weights=order.weights.ref,
                 created=generated.finished,
                 user=order.request.user,
@@ -89,8 +93,15 @@ class Recorder:
             for index, (row, near) in enumerate(zip(order.rows, self._near(generated), strict=True))
         ]
 
-    def sample_batch(self, unit: WorkUnit, generated: Generated, worker: str) -> tuple[SampleBatch, bytes]:
-        """The answer to a work unit and its blob; the caller records the samples and publishes both."""
+    def sample_batch(
+        self, unit: WorkUnit, generated: Generated, worker: str, captions_s: float
+    ) -> tuple[SampleBatch, np.ndarray]:
+        """The answer to a work unit and its images, uint8 [samples, H, W, 3]; the caller records the samples and
+        publishes both. Images that were flagged are missing: a label on black pixels would teach nothing but noise.
+
+        Args:
+            captions_s: seconds that the unit's prompts took.
+        """
         samples = [
             Sample(
                 id=row.sample_id,
@@ -108,13 +119,16 @@ class Recorder:
                 steps=unit.steps,
                 scheduler=unit.scheduler,
                 strength=unit.strength,
+                lora_scale=unit.lora_scale,
                 init_id=row.init_id,
+                prompt_by=row.prompt_by,
                 weights=unit.weights,
                 created=generated.finished,
                 **near,
             )
             for row, near in zip(unit.rows, self._near(generated), strict=True)
         ]
+        kept = self._kept(generated.images)
         batch = SampleBatch(
             unit_id=unit.id,
             run=unit.run,
@@ -123,13 +137,19 @@ class Recorder:
             units=unit.units,
             model_version=unit.model_version,
             weights=unit.weights,
-            samples=samples,
+            samples=[sample for sample, keep in zip(samples, kept, strict=True) if keep],
+            missing=[sample.id for sample, keep in zip(samples, kept, strict=True) if not keep],
             blob=None,  # the bus writes it with the entry
             worker=worker,
             started=generated.started,
             finished=generated.finished,
+            captions_s=captions_s,
         )
-        return batch, encode({"images": generated.images})
+        return batch, generated.images[kept]
+
+    def _kept(self, images: np.ndarray) -> np.ndarray:
+        """Which images were not flagged, bool [B]."""
+        return images.any(axis=(1, 2, 3)) if self.blackens else np.ones(len(images), dtype=bool)
 
     def _near(self, generated: Generated) -> list[dict[str, object]]:
         """The nearest-neighbour fields of each sample."""

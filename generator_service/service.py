@@ -13,7 +13,8 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 
-from agent.planner import PlannerConfig
+from agent.captions import Perturber
+from agent.settings import AgentConfig
 from generator_service import image_request, registry
 from generator_service.backends.interface import Backend, WeightSet
 from generator_service.engine import Engine
@@ -23,6 +24,7 @@ from generator_service.image_request import ImageOrder
 from generator_service.job_runner import JobRunner
 from generator_service.jobs import JobTable
 from generator_service.metrics.nearest import NearestReal
+from generator_service.perturbation import perturber
 from generator_service.queue_worker import QueueWorkers
 from generator_service.real_images import RealImages
 from generator_service.replica import Membership
@@ -36,7 +38,7 @@ from protocol.bus import Bus, QueueConfig
 from protocol.bus_audit import unanswered
 from protocol.config import section
 from protocol.dataset import Dataset
-from protocol.errors import BrokerUnavailable, OnTheFlyError, Retryable
+from protocol.errors import BrokerUnavailable, ConfigError, OnTheFlyError, Retryable
 from protocol.messages import ImageGenerationRequest
 
 log = logging.getLogger(__name__)
@@ -51,13 +53,14 @@ class Loaded:
     recorder: Recorder
     runner: JobRunner
     desk: FeedbackDesk
+    perturber: Perturber
     dataset: Dataset | None  # None: not mounted
 
 
 class Service:
     """One replica."""
 
-    def __init__(self, config: GeneratorConfig, agent: PlannerConfig, queue: QueueConfig):
+    def __init__(self, config: GeneratorConfig, agent: AgentConfig, queue: QueueConfig):
         """A broker URL of "embedded" means none: an embedded broker belongs to the process that started it."""
         self.config = config
         self.jobs = JobTable(
@@ -107,6 +110,8 @@ class Service:
             self.membership.stopping()
             if self._workers is not None:
                 self._workers.ask_to_stop()
+            if self._loaded is not None:
+                self._loaded.perturber.close()  # nobody waits for a language model any more
             self.engine.stop()
             if self._workers is not None:  # made meanwhile, when the model was still loading
                 self._workers.ask_to_stop()
@@ -125,14 +130,13 @@ class Service:
             import torch
 
             torch.set_num_threads(config.threads)
-        kind, settings = registry.backend(config.backend)
-        table = f"generator.{config.backend}"
-        backend = kind(section({table: config.backends.get(config.backend, {})}, table, settings))
+        backend = self._open_backend()
         weights = WeightStore(config.weights_dir, backend.folder, backend.name, backend.classes)
         real = RealImages.read(dataset, backend.native_size()) if dataset is not None else None
         nearest = NearestReal(real.images, real.ids) if real is not None else None
-        recorder = Recorder(self.samples, nearest, config.near_copy_distance, self.telemetry)
+        recorder = Recorder(self.samples, nearest, config.near_copy_distance, self.telemetry, backend.can.blackens)
         classes = dataset.classes if dataset is not None else ()
+        perturb = perturber(self._agent, self.telemetry.captions)
         self._loaded = Loaded(
             backend,
             weights,
@@ -140,6 +144,7 @@ class Service:
             JobRunner(
                 self.jobs,
                 self.engine,
+                backend,
                 weights,
                 recorder,
                 real,
@@ -148,24 +153,44 @@ class Service:
                 self.membership.activate,
             ),
             FeedbackDesk(
-                self._bus, self._agent, weights, dataset, backend.native_size(), config.images.max_pixels, self._quota
+                self._bus,
+                self._agent,
+                weights,
+                dataset,
+                backend.can.conditioning == "text",
+                backend.native_size(),
+                config.images.max_pixels,
+                self._quota,
             ),
+            perturb,
             dataset,
         )
         self.membership.loaded(weights)
         if self._broker_url is not None:
-            self._workers = QueueWorkers(
-                self._connect,
-                self.engine,
-                weights,
-                dataset,
-                recorder,
-                self.telemetry,
-                name=self._name,
-                threads=config.queue_threads,
-                deterministic=config.deterministic,
-            )
+            self._workers = self._readers(self._loaded)
         return backend, weights.active()
+
+    def _readers(self, loaded: Loaded) -> QueueWorkers:
+        return QueueWorkers(
+            self._connect,
+            self.engine,
+            loaded.weights,
+            loaded.dataset,
+            loaded.recorder,
+            self.telemetry,
+            loaded.perturber,
+            name=self._name,
+            threads=self.config.queue_threads,
+            deterministic=self.config.deterministic,
+        )
+
+    def _open_backend(self) -> Backend:
+        config = self.config
+        kind, settings = registry.backend(config.backend)
+        table = f"generator.{config.backend}"
+        backend = kind(section({table: config.backends.get(config.backend, {})}, table, settings))
+        _check_schedulers(backend, {"agent": self._agent.scheduler, "generator.images": config.images.scheduler})
+        return backend
 
     def _serve_queue(self) -> None:
         if self._stopped:
@@ -202,8 +227,7 @@ class Service:
         self.engine.check_ready()
         loaded = self.loaded
         weights = loaded.weights.resolve(request.model)
-        size = loaded.backend.native_size()
-        return image_request.order(request, weights, loaded.backend.conditioning, size, self.config.images, base_url)
+        return image_request.order(request, weights, loaded.backend, self.config.images, base_url)
 
     def metrics(self) -> bytes:
         """The Prometheus page; without broker depths when the broker is away."""
@@ -219,3 +243,13 @@ class Service:
             active = None
             log.warning("no active weights in this scrape: %s", error)
         return self.telemetry.scrape(self.engine.waiting_rows(), depths, active)
+
+
+def _check_schedulers(backend: Backend, named: dict[str, str]) -> None:
+    """Raises ConfigError when a table names a sampler that the backend lacks."""
+    for table, name in named.items():
+        if name not in backend.can.schedulers:
+            raise ConfigError(
+                f"{table}.scheduler = {name!r}: backend {backend.name!r} has {', '.join(backend.can.schedulers)}",
+                param=f"{table}.scheduler",
+            )

@@ -45,6 +45,8 @@ class Telemetry:
         self._wait = histogram("wait_seconds", "Wait for the GPU, before the first row is denoised.", SLOW, "lane")
         self._waiting = gauge("waiting_rows", "Rows waiting for the GPU.", "lane")
         self._near_copies = counter("near_copies", "Images that nearly are a real one.")
+        self._captions = counter("captions", "Versions of captions, by who made them.", "by")
+        self._captions_refused = counter("captions_refused", "Versions that a language model made in vain.", "reason")
         self._units = counter("units", "Work units that this replica is done with.", "outcome")
         self._taken_over = counter("units_taken_over", "Work units claimed that had been delivered before.")
         self._queued = histogram("unit_queued_seconds", "Time of a claimed work unit on the broker's stream.", SLOW)
@@ -90,6 +92,13 @@ class Telemetry:
 
     def near_copies(self, images: int) -> None:
         self._near_copies.inc(images)
+
+    def captions(self, what: str, how_many: int) -> None:
+        """As `agent.captions.Count`."""
+        if what in ("model", "template", "cache"):
+            self._captions.labels(what).inc(how_many)
+        else:
+            self._captions_refused.labels(what).inc(how_many)
 
     # ------------------------------------------------------------ work units
 

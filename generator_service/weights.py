@@ -9,7 +9,6 @@ and stays where it is. Does not know what the tensors mean, nor which of them ar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,31 +21,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from generator_service.backends.interface import WeightSet
+from generator_service.manifest import MANIFEST, Manifest, digest, hash_files, read_manifest, write_json
 from protocol.errors import InvalidRequest, UnknownWeights, WeightsCorrupt
 from protocol.messages import WeightsInfo, WeightsRef
 
 BASE = "base"
-MANIFEST = "manifest.json"
 ACTIVE = ".active.json"  # no name of a set begins with a dot
 SPEC = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:@(?P<version>[1-9][0-9]{0,8}))?")
-
-
-class Manifest(BaseModel):
-    """What is written of a set beside its files."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    backend: str
-    kind: str
-    base: str  # "name@version"
-    classes: list[str]
-    created: float  # unix seconds
-    digest: str  # of `files`
-    files: dict[str, str]  # path within the folder -> sha256
-    metadata: dict[str, Any]
 
 
 class WeightStore:
@@ -60,9 +42,9 @@ class WeightStore:
             base_classes: label index -> class name; empty when the checkpoint is text-conditioned.
         """
         root.mkdir(parents=True, exist_ok=True)
-        self._root = root
+        self.root = root
         self._lock = threading.Lock()
-        ref = WeightsRef(name=BASE, version=1, digest=_digest(_hash_files(base_folder)))
+        ref = WeightsRef(name=BASE, version=1, digest=digest(hash_files(base_folder)))
         self.base = WeightSet(
             ref=ref,
             backend=backend,
@@ -106,14 +88,14 @@ class WeightStore:
         """Check every file of the set and of its bases against the manifest. Raises WeightsCorrupt naming the file."""
         if weights.base is not None:
             self.verify(weights.base)
-        found = _hash_files(weights.folder)
+        found = hash_files(weights.folder)
         if weights.ref.name == BASE:
-            if _digest(found) != weights.ref.digest:
+            if digest(found) != weights.ref.digest:
                 raise WeightsCorrupt(f"the base checkpoint in {weights.folder} changed: restart the service")
             return
-        expected = _manifest(weights.folder).files
+        expected = read_manifest(weights.folder).files
         wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-        if wrong or _digest(expected) != weights.ref.digest:
+        if wrong or digest(expected) != weights.ref.digest:
             raise WeightsCorrupt(
                 f"weights {weights.ref}: {weights.folder / (wrong[0] if wrong else MANIFEST)} is missing or does not "
                 "match its sha256; restore it or adapt again"
@@ -145,7 +127,7 @@ class WeightStore:
 
     def chosen(self) -> WeightSet:
         """What the folder says shall serve. Raises WeightsCorrupt."""
-        path = self._root / ACTIVE
+        path = self.root / ACTIVE
         if not path.exists():
             return self.base
         try:
@@ -160,7 +142,7 @@ class WeightStore:
         """Make this the set for requests that name none: after a restart, and in replicas that look."""
         choice = {"name": weights.ref.name, "version": weights.ref.version}
         with self._lock:
-            _write(self._root / ACTIVE, choice)
+            write_json(self.root / ACTIVE, choice)
 
     # ------------------------------------------------------------ publishing
 
@@ -173,7 +155,7 @@ class WeightStore:
     def staging(self) -> Iterator[Path]:
         """An empty folder beside the sets, for `publish`; removed at the end if it was not published. Who may read it
         is what the process's umask says, for it keeps its mode."""
-        folder = self._root / f".staging-{secrets.token_hex(8)}"
+        folder = self.root / f".staging-{secrets.token_hex(8)}"
         folder.mkdir()
         try:
             yield folder
@@ -185,19 +167,20 @@ class WeightStore:
     ) -> WeightSet:
         """Turn a staging folder into the next version of `name`, in one rename."""
         self.check_name(name)
-        files = _hash_files(folder)
+        files = hash_files(folder)
         manifest = Manifest(
             backend=base.backend,
             kind=kind,
             base=str(base.ref),
+            base_digest=base.ref.digest,
             classes=list(classes),
             created=time.time(),
-            digest=_digest(files),
+            digest=digest(files),
             files=files,
             metadata=dict(metadata),
         )
-        _write(folder / MANIFEST, manifest.model_dump(mode="json"))
-        parent = self._root / name
+        write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+        parent = self.root / name
         parent.mkdir(exist_ok=True)
         with self._lock:
             version = (self._versions(name) or [0])[-1] + 1
@@ -224,20 +207,26 @@ class WeightStore:
     def _versions(self, name: str) -> list[int]:
         if name == BASE:
             return [1]
-        parent = self._root / name
+        parent = self.root / name
         if not parent.is_dir():
             return []
         return sorted(int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal())
 
     def _all(self) -> list[tuple[str, int]]:
-        names = sorted(entry.name for entry in self._root.iterdir() if entry.is_dir() and SPEC.fullmatch(entry.name))
+        names = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and SPEC.fullmatch(entry.name))
         return [(name, version) for name in [BASE, *names] for version in self._versions(name)]
 
     def _read(self, name: str, version: int) -> WeightSet:
         if (name, version) not in self._cache:
-            folder = self._root / name / str(version)
-            stored = _manifest(folder)
+            folder = self.root / name / str(version)
+            stored = read_manifest(folder)
             base = self.resolve(stored.base)
+            if stored.base_digest not in (None, base.ref.digest):
+                raise WeightsCorrupt(
+                    f"weights {name}@{version} were made on a {stored.base} of digest {stored.base_digest[:12]}, and "
+                    f"the one here is another checkpoint ({base.ref.digest[:12]}): serve the one they were made on, or "
+                    "adapt again"
+                )
             self._cache[name, version] = WeightSet(
                 ref=WeightsRef(name=name, version=version, digest=stored.digest),
                 backend=stored.backend,
@@ -263,35 +252,3 @@ def info(weights: WeightSet, active: WeightsRef) -> WeightsInfo:
         active=weights.ref == active,
         metadata=weights.metadata,
     )
-
-
-def _manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise WeightsCorrupt(f"{path} cannot be read ({error.strerror}): restore it or adapt again") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise WeightsCorrupt(f"{path} is wrong ({where}: {first['msg']}): restore it or adapt again") from error
-
-
-def _hash_files(folder: Path) -> dict[str, str]:
-    """Path within the folder -> sha256, for every file but the manifest."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / MANIFEST:
-            with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def _digest(files: Mapping[str, str]) -> str:
-    return hashlib.sha256("".join(f"{name}\0{files[name]}\n" for name in sorted(files)).encode()).hexdigest()
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_text(json.dumps(document, indent=2))
-    os.replace(temporary, path)

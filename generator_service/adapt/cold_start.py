@@ -16,9 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from generator_service.adapt.denoising import draw, wanted
 from generator_service.backends.dit import DiTBackend
 from generator_service.backends.dit_checkpoint import DiTCheckpoint, Tables
 from generator_service.backends.interface import Progress, WeightSet
+from generator_service.real_images import RealImages
 from protocol.errors import ConfigError, TrainingDiverged
 from protocol.messages import AdaptJob
 
@@ -28,11 +30,11 @@ LABEL_DROP = 0.1  # part of the rows trained with the null class, as in DiT
 def cold_start(
     backend: DiTBackend,
     base: WeightSet,
-    images: np.ndarray,
-    labels: np.ndarray,
+    real: RealImages,
     classes: Sequence[str],
     job: AdaptJob,
     folder: Path,
+    unfinished: Path,
 ) -> Generator[Progress, None, tuple[str, dict[str, Any]]]:
     """See `interface.Adaptation`. Returns ("class_embedding", metadata); equal to the bit for an equal job on a CPU.
 
@@ -43,9 +45,9 @@ def cold_start(
     checkpoint = backend.checkpoint(base)
     if checkpoint.dtype == torch.float16:
         raise ConfigError('cold start in float16 loses small gradients: set the backend\'s dtype to "bfloat16"')
-    assert images.shape[1:3] == checkpoint.size and labels.max() < len(classes)
+    assert real.images.shape[1:3] == checkpoint.size and real.labels.max() < len(classes)
     started = time.monotonic()
-    latents, targets = checkpoint.encode(images), torch.from_numpy(labels).to(checkpoint.device)
+    latents, targets = checkpoint.encode(real.images[:]), torch.from_numpy(real.labels).to(checkpoint.device)
     tables = _zeros(checkpoint, len(classes))
     optimizer = torch.optim.AdamW(tables.values(), lr=job.learning_rate, weight_decay=0.0)
     rng = torch.Generator().manual_seed(job.seed)
@@ -64,7 +66,7 @@ def cold_start(
         yield Progress(step, job.steps, losses[-1])
     backend.save_tables(tables, base, folder)
     metadata = job.model_dump(include={"steps", "batch_size", "learning_rate", "seed"}) | {
-        "images": len(images),
+        "images": len(real.images),
         "loss": float(np.mean(losses[-max(1, job.steps // 10) :])),  # over the last tenth of the steps
         "seconds": time.monotonic() - started,  # what was served meanwhile counts too
     }
@@ -88,11 +90,6 @@ def denoising_loss(
         latents: float32 [B, C, h, w]. labels: int64 [B]. rng: on the CPU; draws noise, then times.
     """
     schedule = checkpoint.forward_process
-    noise = torch.randn(latents.shape, generator=rng).to(latents.device)
-    times = torch.randint(schedule.config.num_train_timesteps, (len(latents),), generator=rng).to(latents.device)
-    wanted = {
-        "epsilon": lambda: noise,
-        "sample": lambda: latents,
-        "v_prediction": lambda: schedule.get_velocity(latents, noise, times),
-    }[schedule.config.prediction_type]()
-    return F.mse_loss(checkpoint.predict(schedule.add_noise(latents, noise, times), times, labels, tables), wanted)
+    noise, times = (drawn.to(latents.device) for drawn in draw(schedule, latents.shape, rng))
+    predicted = checkpoint.predict(schedule.add_noise(latents, noise, times), times, labels, tables)
+    return F.mse_loss(predicted, wanted(schedule, latents, noise, times))

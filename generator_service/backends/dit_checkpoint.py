@@ -9,7 +9,6 @@ guidance or weight set names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,13 +20,14 @@ from diffusers import (
     DDPMScheduler,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
-    ModelMixin,
 )
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.func import functional_call
 
+from generator_service.backends import autoencoder
+from generator_service.backends.components import load_component, read_json
 from protocol.errors import ConfigError, WeightsCorrupt
 
 Tables = Mapping[str, torch.Tensor]
@@ -35,8 +35,6 @@ Tables = Mapping[str, torch.Tensor]
 
 TABLE_SUFFIX = "class_embedder.embedding_table.weight"
 CLASS_EMBEDDING = "class_embedding.safetensors"
-VAE_BATCH = 16  # images encoded at once, so that memory does not grow with the dataset
-DERIVED = {"pos_embed.pos_embed"}  # computed from the configuration; older checkpoints store it all the same
 
 
 class DiTCheckpoint:
@@ -45,18 +43,18 @@ class DiTCheckpoint:
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         """Raises ConfigError when the folder does not hold a DiT; WeightsCorrupt when its tensors do not fit it."""
         self.folder, self.device, self.dtype = folder, device, dtype
-        index = _read_json(folder / "model_index.json")
-        self.scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
+        index = read_json(folder / "model_index.json")
+        self.scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
         self.forward_process = DDPMScheduler.from_config(self.scheduler_config)  # adds noise as in training
-        self.transformer = _load(DiTTransformer2DModel, folder / "transformer", device, dtype)
-        self.vae = _load(AutoencoderKL, folder / "vae", device, dtype) if (folder / "vae").is_dir() else None
+        self.transformer = load_component(DiTTransformer2DModel, folder / "transformer", device, dtype)
+        self.vae = load_component(AutoencoderKL, folder / "vae", device, dtype) if (folder / "vae").is_dir() else None
         config = self.transformer.config
         self.classes = _classes(index.get("id2label"), config.num_embeds_ada_norm, folder)
         self.tables: Tables = {
             name: value.detach() for name, value in self.transformer.named_parameters() if name.endswith(TABLE_SUFFIX)
         }
         self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
-        scale = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae else 1
+        scale = autoencoder.scale_factor(self.vae) if self.vae else 1
         self.size = (config.sample_size * scale, config.sample_size * scale)  # (H, W) of its images
         self._check_channels()
 
@@ -102,33 +100,29 @@ class DiTCheckpoint:
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """An image uint8 [any, any, 3] at the checkpoint's size and in its channels, still uint8 [H, W, 3]."""
-        fitted = Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BICUBIC)
+        fitted = autoencoder.fit(image, self.size)
         if self.latent_shape[0] == 1:
-            fitted = fitted.convert("L").convert("RGB")
-        return np.asarray(fitted)
+            fitted = np.asarray(Image.fromarray(fitted).convert("L").convert("RGB"))
+        return fitted
 
     def pixels(self, images: np.ndarray) -> torch.Tensor:
         """Images uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-        return torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return autoencoder.pixels(images, self.device)
 
-    @torch.no_grad()
     def encode(self, images: np.ndarray) -> torch.Tensor:
         """Images uint8 [B, H, W, 3] at the checkpoint's size -> latents float32 [B, C, h, w].
 
         With a VAE: the mode of its posterior, times its scaling factor; so there is no randomness here.
         """
-        pixels = self.pixels(images)
         if self.vae is None:
-            return pixels[:, : self.latent_shape[0]]
-        latents = [self.vae.encode(part.to(self.dtype)).latent_dist.mode() for part in pixels.split(VAE_BATCH)]
-        return torch.cat(latents).float() * self.vae.config.scaling_factor
+            return self.pixels(images)[:, : self.latent_shape[0]]
+        return autoencoder.encode(self.vae, images)
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, h, w] -> RGB float32 [B, 3, H, W], clipped to [-1, 1]."""
-        if self.vae is not None:
-            latents = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype)).sample.float()
-        return latents.clamp(-1, 1).expand(-1, 3, -1, -1)
+        if self.vae is None:
+            return latents.clamp(-1, 1).expand(-1, 3, -1, -1)
+        return autoencoder.decode(self.vae, latents)
 
     # ------------------------------------------------------------ class embeddings
 
@@ -158,29 +152,6 @@ def write_tables(tables: Tables, folder: Path, digest: str) -> None:
     """Write class embeddings, and the digest of the checkpoint they were learnt on."""
     tensors = {name: table.detach().cpu().contiguous() for name, table in tables.items()}
     save_file(tensors, folder / CLASS_EMBEDDING, metadata={"checkpoint": digest})
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): the folder must be a diffusers DiT checkpoint") from error
-
-
-def _load(kind: type[ModelMixin], folder: Path, device: torch.device, dtype: torch.dtype) -> ModelMixin:
-    _read_json(folder / "config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError(f"{folder} holds no safetensors, and pickles are never read: convert the checkpoint first")
-    try:
-        model, report = kind.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WeightsCorrupt(f"{folder} cannot be loaded ({error}): fetch or make the checkpoint again") from error
-    wrong = set(report["missing_keys"]) | set(report["unexpected_keys"]) - DERIVED
-    if wrong or report["mismatched_keys"] or report["error_msgs"]:
-        raise WeightsCorrupt(f"{folder}: tensors do not fit its config.json, among them {sorted(wrong)[:3]}")
-    return model.eval().requires_grad_(False).to(device)
 
 
 def _classes(id2label: dict[str, str] | None, count: int, folder: Path) -> tuple[str, ...]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from generator_service.real_images import RealImages
 from protocol.messages import AdaptJob, WeightsRef
 
 OnStep = Callable[[int, int], None]
@@ -32,6 +33,11 @@ class WeightSet:
     created: float = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def whole(self) -> WeightSet:
+        """The full checkpoint at the bottom."""
+        return self if self.base is None else self.base.whole
+
 
 @dataclass(frozen=True)
 class Row:
@@ -50,21 +56,42 @@ class Sampling:
     """What the rows of one batch share."""
 
     steps: int
-    scheduler: str  # "ddim" or "dpm-solver"
+    scheduler: str  # one of the backend's
     strength: float = 1.0  # rows with an image start from it, noised to this part of the schedule
     guided: bool = False  # two passes a step (conditional and null) as one call
+    lora_scale: float = 1.0  # of a weight set that is a LoRA: 0 none of it
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a backend can be asked for."""
+
+    conditioning: Literal["class", "text"]
+    schedulers: tuple[str, ...]  # names of its samplers
+    adaptations: tuple[str, ...]  # names of what adapts it
+    blackens: bool = False  # images that its safety checker flags come out wholly black
 
 
 class Backend(Protocol):
     """A diffusion model with hot-swappable weight sets. Used from one thread only."""
 
     name: str
-    conditioning: str  # "class" or "text"
+    can: Abilities
     folder: Path  # where its base checkpoint lies
     classes: tuple[str, ...]  # label index -> class name of the base checkpoint; empty when text-conditioned
 
     def native_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images it makes."""
+        ...
+
+    def beside_base(self) -> str:
+        """Hash of the models that an adaptation is made with and that are not of the base checkpoint; "" without any.
+        May be called from any thread."""
+        ...
+
+    def prompt_length(self, prompt: str) -> tuple[int, int] | None:
+        """(tokens of a prompt, the most that are read), both with those that begin and end it; None: any length is
+        fine. May be called from any thread."""
         ...
 
     def load(self, weights: WeightSet) -> None:
@@ -80,25 +107,26 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """State of an adaptation after one optimiser step."""
+    """State of an adaptation, after an optimiser step or a piece of what is done between two."""
 
     step: int
     steps: int
-    loss: float
+    loss: float | None  # of the step; None: no step was done, but features computed, or the model measured
 
 
 class Adaptation(Protocol):
-    """Fine-tunes a backend. A generator function, so that the engine can serve requests between optimiser steps."""
+    """Fine-tunes a backend. A generator function, so that the engine can serve requests between its pieces."""
 
     def __call__(
         self,
         backend: Backend,
         base: WeightSet,
-        images: np.ndarray,  # uint8 [N, H, W, 3] at the backend's native size
-        labels: np.ndarray,  # int64 [N], index into classes
+        real: RealImages,  # at the backend's native size
         classes: Sequence[str],
         job: AdaptJob,
         folder: Path,  # empty; the tensors of the new weight set are written here at the end
+        unfinished: Path,  # a folder of this very job's, or room for one: it outlives the process, until that is done
     ) -> Iterator[Progress]:
-        """Yields after each optimiser step; its return value is (kind, metadata) of the new weight set."""
+        """Yields after each optimiser step, and wherever else it gets long; its return value is (kind, metadata) of the
+        new weight set."""
         ...

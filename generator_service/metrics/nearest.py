@@ -2,7 +2,7 @@
 
 The distance is the root mean square difference of pixels in [0, 1]. Does not know what is done about a near-copy.
 
-Shapes: B synthetic images, N real images, D = H*W*3 values an image.
+Shapes: B synthetic images, N real images, D values of an image as it is compared.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-CHUNK = 4096  # real images compared at a time
+from generator_service.real_images import Pictures, small
+
+CHUNK_BYTES = 2**28  # of real images compared at a time, as float32
 
 
 class NearestReal:
     """Brute-force search over the real images, in memory as uint8. Safe to share between threads."""
 
-    def __init__(self, images: np.ndarray, ids: Sequence[str]):
+    def __init__(self, images: np.ndarray | Pictures, ids: Sequence[str]):
         """
         Args:
-            images: uint8 [N, H, W, 3], N >= 1, at the size of the synthetic ones.
+            images: uint8 [N, H, W, 3], N >= 1, at the size of the synthetic ones; large ones are compared small.
             ids: their N sample ids.
         """
-        assert images.dtype == np.uint8 and len(images) == len(ids) > 0
-        self._real = images.reshape(len(images), -1)
+        assert len(images) == len(ids) > 0
+        self._real = small(images).reshape(len(images), -1)
         self._ids = list(ids)
+        self._chunk = max(1, CHUNK_BYTES // (4 * self._real.shape[1]))  # images
 
     def __call__(self, images: np.ndarray) -> list[tuple[str, float]]:
         """(id, distance in [0, 1]) of the nearest real image for each of uint8 [B, H, W, 3]."""
-        flat = images.reshape(len(images), -1)
+        flat = small(images).reshape(len(images), -1)
         queries = flat.astype(np.float32)
         best = np.full(len(flat), np.inf, dtype=np.float32)
         nearest = np.zeros(len(flat), dtype=np.int64)
-        for start in range(0, len(self._real), CHUNK):
-            real = self._real[start : start + CHUNK].astype(np.float32)
+        for start in range(0, len(self._real), self._chunk):
+            real = self._real[start : start + self._chunk].astype(np.float32)
             # |a-b|^2 - |a|^2 = |b|^2 - 2ab, which has its minimum at the same b
             gap = np.einsum("nd,nd->n", real, real) - 2.0 * queries @ real.T
             index = gap.argmin(axis=1)

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 PACKAGES = {"generator": ("protocol", "agent", "generator_service"), "trainer": ("protocol", "agent", "trainer")}
-LIBRARY_OF = {"PIL": "pillow", "torch.utils.tensorboard": "tensorboard"}  # where the names differ
+# where the names differ
+LIBRARY_OF = {"PIL": "pillow", "sklearn.manifold": "scikit-learn", "torch.utils.tensorboard": "tensorboard"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_RUN_IN_IMAGES = {ROOT / "generator_service" / "assets" / "train_letters.py"}  # says itself what it needs
 every_file = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

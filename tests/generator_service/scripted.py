@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import BaseModel
 
-from generator_service.backends.interface import OnStep, Row, Sampling, WeightSet
+from generator_service.backends.interface import Abilities, OnStep, Row, Sampling, WeightSet
 
 CLASSES = ("alpha", "beta", "gamma")
 
@@ -19,18 +20,26 @@ class Config(BaseModel):
 
 
 class ScriptedBackend:
-    """Images are filled with their seed. A prompt "boom" raises. While held, each denoising step waits."""
+    """Images are filled with their seed. A prompt "boom" raises. While held, each denoising step waits. More rows than
+    `fits` are out of memory after their first step."""
 
     name = "scripted"
-    conditioning = "class"
+    can = Abilities("class", schedulers=("ddim", "dpm-solver"), adaptations=("cold_start",))
     classes = CLASSES
 
     def __init__(self, config: Config):
         self.folder = config.checkpoint
         self.events: list[tuple] = []
         self.inside = threading.Event()  # a batch has begun
+        self.fits: int | None = None  # None: any number of rows
         self._permits = threading.Semaphore(0)
         self._held = False
+
+    def beside_base(self) -> str:
+        return ""
+
+    def prompt_length(self, prompt: str) -> None:
+        return None
 
     def native_size(self) -> tuple[int, int]:
         return (8, 8)
@@ -61,6 +70,8 @@ class ScriptedBackend:
                 raise RuntimeError("boom")
             self.events.append(("step", step + 1))
             on_step(step + 1, sampling.steps)
+            if self.fits is not None and len(rows) > self.fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
         return np.stack([np.full((8, 8, 3), row.seed % 256, dtype=np.uint8) for row in rows])
 
     @property

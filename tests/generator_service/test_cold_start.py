@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from generator_service.adapt.cold_start import cold_start, denoising_loss
 from generator_service.backends.dit_checkpoint import CLASS_EMBEDDING
 from generator_service.backends.interface import Row, Sampling
+from generator_service.real_images import RealImages
 from protocol.errors import ConfigError, TrainingDiverged
 from protocol.messages import AdaptJob
 from tests.generator_service.tiny_dit import class_embedding, full, open_backend, save_checkpoint
@@ -37,7 +38,8 @@ def dataset(size: int = 8) -> tuple[np.ndarray, np.ndarray]:
 def run(backend, folder, job=JOB, between=lambda: None):
     """The adaptation to its end: (progress, kind, metadata, tables)."""
     images, labels = dataset(backend.native_size()[0])
-    adapting, progress = cold_start(backend, full(backend), images, labels, CLASSES, job, folder), []
+    real = RealImages(images, labels, [str(index) for index in range(len(images))], [None] * len(images))
+    adapting, progress = cold_start(backend, full(backend), real, CLASSES, job, folder, folder / "unfinished"), []
     while True:
         try:
             progress.append(next(adapting))

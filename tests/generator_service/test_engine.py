@@ -159,6 +159,36 @@ def test_a_backend_error_fails_its_batch_only(engine, backend, caplog):
     assert engine.submit(generation(2)).result().images[0, 0, 0, 0] == 2
 
 
+def test_a_batch_that_does_not_fit_in_memory_is_made_in_halves(engine, backend, caplog):
+    backend.fits = 2
+    steps = []
+    unit = generation(1, 2, 3, 4, 5, lane="queue", alone=True, on_step=lambda done, total: steps.append((done, total)))
+    generated = engine.submit(unit).result()
+    assert generated.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
+    assert backend.batches == [[1, 2, 3, 4, 5], [1, 2, 3], [1, 2], [3], [4, 5]]
+    assert steps[-1] == (STEPS, STEPS) and max(done for done, _ in steps[:-1]) < STEPS
+    told = [record.rows for record in caplog.records if getattr(record, "event", None) == "batch_split"]
+    assert told == [5, 3]
+    assert engine.submit(generation(6, 7)).result().images[:, 0, 0, 0].tolist() == [6, 7]
+
+
+def test_an_image_that_does_not_fit_in_memory_alone_fails_and_the_engine_goes_on(engine, backend):
+    backend.fits = 0
+    failed = engine.submit(generation(1, 2)).exception()
+    assert isinstance(failed, GenerationFailed) and "one image does not fit" in failed.message
+    backend.fits = None
+    assert engine.submit(generation(3)).result().images[0, 0, 0, 0] == 3
+
+
+def test_a_batch_in_halves_is_cancelled_between_steps(engine, backend):
+    backend.fits = 1
+    running = generation(1, 2)
+    running.on_step = lambda done, total: engine.cancel(running) if backend.batches[-1] == [1] else None
+    assert isinstance(engine.submit(running).exception(), Cancelled)
+    engine.submit(generation(3)).result()
+    assert backend.batches == [[1, 2], [1], [3]]
+
+
 def test_corrupt_weights_fail_what_wants_them_only(engine, backend):
     assert isinstance(engine.submit(generation(1, weights="corrupt")).exception(), WeightsCorrupt)
     assert isinstance(engine.load(weight_set("corrupt")).exception(), WeightsCorrupt)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from generator_service.backends.interface import WeightSet
+from generator_service.backends.interface import Abilities, WeightSet
 from generator_service.image_request import ImageDefaults, ImageOrder, order
 from generator_service.real_images import resized
 from protocol.codec import image_to_base64
@@ -16,11 +17,29 @@ DEFAULTS = ImageDefaults(steps=7, scheduler="dpm-solver", guidance_scale=3.0, st
 NUMBERS = tuple(str(number) for number in range(25))
 
 
-def asked(classes: tuple[str, ...] = NUMBERS, conditioning: str = "class", **fields) -> ImageOrder:
+@dataclass
+class Able:
+    """What is asked of a backend here: it makes 16 x 8 images, and reads 5 words."""
+
+    can: Abilities
+
+    def native_size(self) -> tuple[int, int]:
+        return 8, 16
+
+    def prompt_length(self, prompt: str) -> tuple[int, int] | None:
+        return None if self.can.conditioning == "class" else (len(prompt.split()), 5)
+
+
+def asked(
+    classes: tuple[str, ...] = NUMBERS, conditioning: str = "class", visual: str | None = None, **fields
+) -> ImageOrder:
+    """`visual`: of a LoRA; None: these weights are none."""
     ref = WeightsRef(name="base", version=1, digest="d")
-    weights = WeightSet(ref, "dit", "full", None, classes, Path("."))
+    kind, metadata = ("full", {}) if visual is None else ("lora", {"visual": visual})
+    weights = WeightSet(ref, "dit", kind, None, classes, Path("."), metadata=metadata)
     request = ImageGenerationRequest(**({"prompt": "7"} | fields))
-    return order(request, weights, conditioning, (8, 16), DEFAULTS)
+    can = Abilities(conditioning, ("ddim", "dpm-solver"), ("cold_start",))
+    return order(request, weights, Able(can), DEFAULTS)
 
 
 def test_defaults_fill_what_is_left_out():
@@ -101,7 +120,38 @@ def test_text_conditioned_weights_take_any_prompt_and_a_negative_one_but_no_labe
         asked((), "text", class_label=1)
 
 
+def test_text_conditioned_weights_that_know_classes_take_a_label_beside_the_prompt():
+    assert asked(("cat", "dog"), "text", prompt="on a sofa, a dog").label is None
+    made = asked(("cat", "dog"), "text", prompt="on a sofa", class_label="dog")
+    assert (made.label, made.class_name, made.rows[0].prompt) == (1, "dog", "on a sofa")
+
+
 # ---------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_prompts_that_are_not_read_to_their_end_are_refused(name: str):
+    assert asked((), "text", **{name: "one two three four five"}).rows
+    with pytest.raises(InvalidRequest, match="6 tokens, and the text encoder reads 5") as error:
+        asked((), "text", **{name: "one two three four five six"})
+    assert error.value.param == name
+    assert asked(prompt="one two three four five six 7").label == 7  # where the prompt only names a class
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_a_negative_prompt_without_guidance_is_refused(guidance: float):
+    assert asked((), "text", negative_prompt="blurry", guidance_scale=1.01).rows
+    with pytest.raises(UnsupportedField, match="no effect") as error:
+        asked((), "text", negative_prompt="blurry", guidance_scale=guidance)
+    assert error.value.param == "negative_prompt"
+
+
+def test_a_class_label_that_has_no_visual_token_is_refused():
+    assert asked(("cat", "dog"), "text", "class", class_label="dog").label == 1
+    assert asked(("cat", "dog"), "text", "none").label is None
+    with pytest.raises(UnsupportedField, match="visual tokens") as error:
+        asked(("cat", "dog"), "text", "none", class_label="dog")
+    assert error.value.param == "class_label"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +166,8 @@ def test_text_conditioned_weights_take_any_prompt_and_a_negative_one_but_no_labe
         ({"output_compression": 50}, UnsupportedField),
         ({"negative_prompt": "blurry"}, UnsupportedField),
         ({"size": "1024x1024"}, UnsupportedField),
+        ({"scheduler": "euler"}, UnsupportedField),
+        ({"lora_scale": 0.5}, UnsupportedField),
         ({"size": "big"}, InvalidRequest),
         ({"strength": 0.5}, InvalidRequest),
         ({"image": "bm90IGFuIGltYWdl"}, InvalidImage),

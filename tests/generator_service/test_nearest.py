@@ -18,7 +18,7 @@ def test_distances_are_root_mean_square_differences_in_unit_range():
 
 
 def test_the_search_agrees_with_comparing_all_pairs_across_chunks(monkeypatch):
-    monkeypatch.setattr(nearest, "CHUNK", 7)
+    monkeypatch.setattr(nearest, "CHUNK_BYTES", 7 * 4 * 8 * 8 * 3)  # seven images
     rng = np.random.default_rng(0)
     real = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     synthetic = np.concatenate([rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8), real[[3, 39]]])

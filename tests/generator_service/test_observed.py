@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -35,8 +36,8 @@ def http(service: Service) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict]]]:
-    """What is logged meanwhile."""
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[dict]]]:
+    """What is logged meanwhile, once there are so many lines: a request's is written when its caller has the reply."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(logs.JsonLines("generator"))
@@ -44,9 +45,13 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict]]]
     level = logging.root.level
     logging.root.setLevel(logging.INFO)
 
-    def read() -> list[dict]:
-        every = [json.loads(line) for line in written.getvalue().splitlines()]
-        return [line for line in every if not line["logger"].startswith(("uvicorn", "httpx"))]
+    def read(at_least: int = 0) -> list[dict]:
+        while True:  # the per-test timeout ends a wait for what never comes
+            every = [json.loads(line) for line in written.getvalue().splitlines(keepends=True) if line.endswith("\n")]
+            ours = [line for line in every if not line["logger"].startswith(("uvicorn", "httpx"))]
+            if len(ours) >= at_least:
+                return ours
+            time.sleep(0.01)
 
     yield read
     logging.root.setLevel(level)
@@ -60,7 +65,7 @@ def test_a_sane_id_is_taken_and_is_in_the_reply_the_problem_and_the_log(http: ht
     response = http.post(IMAGES, json={"prompt": "zebra"}, headers={"X-Request-ID": "my.run-1_2"})
     assert response.status_code == 422
     assert response.headers["x-request-id"] == response.json()["request_id"] == "my.run-1_2"
-    (line,) = access(lines())
+    (line,) = access(lines(1))
     assert (line["request_id"], line["method"], line["route"], line["status"]) == ("my.run-1_2", "POST", IMAGES, 422)
     assert line["caller"] == "user"
     assert line["ms"] > 0 and "zebra" not in json.dumps(line)
@@ -77,7 +82,7 @@ def test_another_id_is_replaced_by_one_of_the_services_own(http: httpx.Client, g
 def test_who_is_refused_at_the_door_has_an_id_too(http: httpx.Client, lines: Callable, path: str):
     response = http.get(path, headers={"Authorization": "Bearer wrong"})
     assert response.status_code == 401
-    assert response.json()["request_id"] == response.headers["x-request-id"] == access(lines())[0]["request_id"]
+    assert response.json()["request_id"] == response.headers["x-request-id"] == access(lines(1))[0]["request_id"]
     assert "wrong" not in json.dumps(lines())
 
 
@@ -92,7 +97,7 @@ def test_what_nobody_foresaw_is_a_problem_and_is_counted_and_logged(
     assert response.status_code == 500 and response.headers["content-type"] == "application/problem+json"
     document = response.json()
     assert document["error"]["code"] == "generation_failed" and "secret" not in response.text
-    bug, line = lines()
+    bug, line = lines(2)
     assert "RuntimeError: secret detail" in bug["traceback"] and bug["level"] == "error"
     assert {bug["request_id"], line["request_id"], response.headers["x-request-id"]} == {document["request_id"]}
     assert line["status"] == 500

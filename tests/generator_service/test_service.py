@@ -87,7 +87,7 @@ def test_the_loss_goes_out_as_events_and_metrics(http: httpx.Client):
     assert "onthefly_adaptation_loss 0.0" not in page
 
 
-def diverging(backend, base, images, labels, classes, job, folder):
+def diverging(backend, base, real, classes, job, folder, unfinished):
     (folder / "half.safetensors").write_bytes(b"half")
     yield Progress(1, 2, 0.5)
     raise TrainingDiverged("the loss is NaN: lower learning_rate")

@@ -181,6 +181,19 @@ def test_a_set_that_cannot_be_read_is_listed_with_its_problem(
     assert other.find("letters", "recipe") is None
 
 
+def test_a_set_is_refused_on_another_base_checkpoint(store: WeightStore, tmp_path: Path, base_folder: Path):
+    made = publish(store, "digits")
+    (base_folder / "transformer" / "model.safetensors").write_bytes(b"another")
+    other = WeightStore(tmp_path / "weights", base_folder, "dit", CLASSES)
+    with pytest.raises(WeightsCorrupt, match=r"digits@1 .* another checkpoint"):
+        other.resolve("digits")
+    assert "another checkpoint" in other.list()[1].problem
+
+    path = made.folder / "manifest.json"  # as it was written before it told the base's digest
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "base_digest"}))
+    assert other.resolve("digits").base == other.base
+
+
 def test_a_set_whose_base_is_gone_is_listed_with_its_problem(store: WeightStore, tmp_path: Path, base_folder: Path):
     made = publish(store, "digits")
     manifest = json.loads((made.folder / "manifest.json").read_text())

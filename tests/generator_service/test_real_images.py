@@ -1,0 +1,51 @@
+"""The dataset at a backend's size: the same images whether they are kept in memory or left in their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from generator_service import real_images
+from generator_service.metrics.nearest import NearestReal
+from generator_service.real_images import Pictures, RealImages, resized
+from protocol.dataset import Dataset, DatasetConfig
+from tests.generator_service.tiny_service import write_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return Dataset.open(DatasetConfig(root=write_dataset(tmp_path / "data")))
+
+
+def test_what_does_not_fit_into_memory_stays_in_its_files(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
+    kept = RealImages.read(dataset, (12, 10))
+    monkeypatch.setattr(real_images, "KEEP_BYTES", 0)
+    left = RealImages.read(dataset, (12, 10))
+    assert isinstance(left.images, Pictures) and left.images.shape == kept.images.shape and len(left.images) > 2
+    expected = np.stack([resized(dataset.image(at), (12, 10)) for at in range(len(dataset))])
+    np.testing.assert_array_equal(kept.images, expected)
+    for rows in (slice(None), slice(1, 3), np.array([2, 0]), np.array([1])):
+        np.testing.assert_array_equal(left.images[rows], expected[rows])
+
+
+@pytest.mark.parametrize("keep", [0, 2**30])
+def test_another_picture_or_label_has_another_digest(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, keep: int):
+    monkeypatch.setattr(real_images, "KEEP_BYTES", keep)
+    real = RealImages.read(dataset, (8, 8))
+    assert real.digest() == RealImages.read(dataset, (8, 8)).digest()
+    relabelled = RealImages(real.images, 1 - real.labels, real.ids, real.captions)
+    before, path = real.digest(), dataset.samples[0].path
+    path.write_bytes(dataset.samples[-1].path.read_bytes())
+    assert len({before, relabelled.digest(), RealImages.read(dataset, (8, 8)).digest()}) == 3
+
+
+def test_large_copies_are_found_among_small_pictures():
+    rng = np.random.default_rng(0)
+    real = rng.integers(0, 256, (3, 200, 100, 3), dtype=np.uint8)
+    search = NearestReal(real, ["a", "b", "c"])
+    assert search._real.shape == (3, 64 * 64 * 3)
+    assert search(real[[2, 0]]) == [("c", 0.0), ("a", 0.0)]
+    (_, distance) = search(255 - real[:1])[0]
+    assert distance > 0.02
