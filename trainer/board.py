@@ -77,9 +77,8 @@ class Reporter:
 
     def _newest_feedback(self) -> Feedback | None:
         """The latest question of the run, as it was kept before it was sent; None: none yet, or all at once."""
-        if self._run.config.mode == "offline":
-            return None
-        paths = sorted((self._run.config.folder / "feedback").glob("*.json"))
+        pool = self._run.config.has_pool  # which feedback 0 asks for, whatever is hard
+        paths = sorted((self._run.config.folder / "feedback").glob("*.json"))[pool:]
         if paths and (self._asked is None or self._asked.feedback != int(paths[-1].stem)):
             self._asked = Feedback.model_validate_json(paths[-1].read_bytes())
         return self._asked
@@ -149,13 +148,14 @@ class Reporter:
 
 
 def _point(row: Row) -> RunPoint:
+    dropped = sum(row.get(name, 0) for name in ("near_copies", "vog_dropped", "similarity_dropped"))
     return RunPoint(
         iteration=row["iteration"],
         updates=row["updates"],
         test_top1=row.get("test_top1"),
         train_top1=row["train_top1"],
         candidates=int(row["candidates"]),
-        kept=int(row["candidates"] - row["near_copies"] - row["vog_dropped"]),
+        kept=int(row["candidates"] - dropped),
     )
 
 

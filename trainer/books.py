@@ -2,8 +2,9 @@
 
     python -m trainer.books runs/pets [--broker URL]
 
-A sample that was asked for is trained on, filtered (by variance of gradients, or as a near copy), stale, unused (it
-came after the last iteration took its samples), dead (its work unit failed for good), or outstanding. The books are
+A sample that was asked for is trained on, in the pool that stands in for the real samples, filtered (by variance of
+gradients, by similarity, or as a near copy), stale, unused (it came after the last iteration took its samples), dead
+(its work unit failed for good), or outstanding. The books are
 drawn up from what was written at the time: questions, promises, answers, choices and the newest checkpoint; counters
 are only compared with them. Reads only, and loads torch only for a checkpoint.
 """
@@ -26,7 +27,7 @@ from protocol.errors import OnTheFlyError
 from protocol.messages import sample_id
 from trainer.record import Record, Row
 
-FATES = ("trained", "vog", "near copy", "stale", "unused", "dead")
+FATES = ("trained", "pool", "vog", "similarity", "near copy", "stale", "unused", "dead")
 SHOWN = 5  # ids in a message
 
 
@@ -164,7 +165,8 @@ def _answers(record: Record) -> Iterator[str]:
         sample.id
         for batch in record.batches
         for sample in batch.samples
-        if sample.id != sample_id(record.config.run, batch.feedback, sample.source_id or "", sample.index)
+        if batch.feedback in asked  # by another run, if the pool is that one's
+        and sample.id != sample_id(asked[batch.feedback].run, batch.feedback, sample.source_id or "", sample.index)
     ]
     if foreign:
         yield f"not what this run asked for: {_some(foreign)}"
@@ -210,9 +212,9 @@ def _counts(metrics: list[Row], chosen: list[Row]) -> Iterator[str]:
     for row in metrics:
         of = fates[row["iteration"]]
         stale += of["stale"]
-        told = {name: row[name] for name in ("candidates", "near_copies", "vog_dropped", "stale")}
-        candidates = of["trained"] + of["vog"] + of["near copy"]
-        found = {"candidates": candidates, "near_copies": of["near copy"], "vog_dropped": of["vog"], "stale": stale}
+        found = {"near_copies": of["near copy"], "vog_dropped": of["vog"], "similarity_dropped": of["similarity"]}
+        found |= {"candidates": of["trained"] + sum(found.values()), "stale": stale}
+        told = {name: row.get(name, 0) for name in found}
         if told != found:
             yield f"iteration {row['iteration']}: metrics.jsonl counts {told}, selection.jsonl {found}"
 
@@ -242,7 +244,7 @@ def _checkpoint(saved: Saved, metrics: list[Row], chosen: list[Row], *, offline:
     if offline:
         return
     ids = {fate: {row["id"] for row in chosen if row["fate"] == fate} for fate in FATES}
-    used = ids["trained"] | ids["vog"] | ids["near copy"]
+    used = set().union(*(ids[fate] for fate in FATES if fate != "stale"))
     if differing := used ^ saved.used:
         yield f"handed out by the checkpoint or by selection.jsonl, not by both: {_some(differing)}"
     if differing := ids["stale"] ^ saved.stale:

@@ -104,12 +104,16 @@ class Feed:
         for number in self._outbox.give_up(due):
             self.journal.event("unsent", f"feedback {number} was not accepted in time and is stale", feedback=number)
         if self._outbox.asked(due):
-            self._wait(due)
+            self.wait(due)
         self.journal.dropped(iteration, self.pool.drop_stale(due), "stale")
         return self.pool.take(due)
 
-    def _wait(self, due: int) -> None:
-        """Until feedback `due` is answered, or it is late, or an outage is not to be waited for."""
+    def wait(self, due: int) -> None:
+        """Until feedback `due` is answered, or it is late, or an outage is not to be waited for.
+
+        Raises:
+            OnTheFlyError: what the background thread could not go on from.
+        """
         deadline = time.monotonic() + self._config.answer_timeout_s
         next_probe = 0.0
         while not self._outbox.answered(due):

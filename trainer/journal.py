@@ -2,7 +2,7 @@
 
     metrics.jsonl   one line an iteration
     events.jsonl    what happened once: outages, late answers, corrupt blobs, resumes
-    selection.jsonl one line a sample: what became of it in which iteration, its VoG score, where its pixels are
+    selection.jsonl one line a sample: what became of it in which iteration, its filter's score, where its pixels are
     trace.jsonl     one line an interval: who did what, from when to when (unix seconds)
 
 What a full disk does not take is kept in memory and written once there is room. Knows nothing of models or queues.
@@ -16,6 +16,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
@@ -62,21 +63,35 @@ class Journal:
         self._append("events.jsonl", {"time": time.time(), "event": name, "message": message, **details})
 
     def selection(
-        self, iteration: int, candidates: Sequence[Candidate], scores: Sequence[float], kept: Sequence[bool]
+        self,
+        iteration: int,
+        candidates: Sequence[Candidate],
+        scores: Sequence[float],
+        kept: Sequence[bool],
+        filter: str | None = "vog",
     ) -> None:
-        """What became of the candidates of an iteration that VoG looked at: NaN, where it did not, becomes null."""
+        """What became of the candidates of an iteration that a filter looked at, and their scores by it; None: there
+        was none, and the scores are not looked at."""
         for candidate, score, keep in zip(candidates, scores, kept, strict=True):
-            self._fate(iteration, candidate, "trained" if keep else "vog", None if math.isnan(score) else score)
+            score_by = {} if filter is None or math.isnan(score) else {filter: score}
+            self._fate(iteration, candidate, "trained" if keep else str(filter), score_by)
 
     def dropped(self, iteration: int, candidates: Sequence[Candidate], why: str) -> None:
-        """Samples that an iteration did not choose among: "stale" or "near copy"."""
+        """Samples that an iteration did not choose among: "stale", "near copy", or "pool"."""
         for candidate in candidates:
-            self._fate(iteration, candidate, why, None)
+            self._fate(iteration, candidate, why, {})
 
-    def _fate(self, iteration: int, candidate: Candidate, fate: str, score: float | None) -> None:
+    def emptied(self, iteration: int, before: Sequence[Candidate], after: Sequence[Candidate]) -> None:
+        """Say of which classes every sample was dropped: they train on their real ones."""
+        came = Counter(candidate.sample.class_name for candidate in before)
+        for name in sorted(came.keys() - {candidate.sample.class_name for candidate in after}, key=str):
+            message = f"iteration {iteration}: all {came[name]} synthetic samples of class {name!r} were dropped"
+            self.event("class_emptied", message, iteration=iteration, class_name=name)
+
+    def _fate(self, iteration: int, candidate: Candidate, fate: str, scores: Mapping[str, float]) -> None:
         sample = candidate.sample
         row = {"iteration": iteration, "id": sample.id, "source": sample.source_id, "class": sample.class_name}
-        row |= {"file": candidate.file.name, "row": candidate.row, "vog": score}
+        row |= {"file": candidate.file.name, "row": candidate.row, "vog": None, **scores}
         self._append("selection.jsonl", row | {"kept": fate == "trained", "fate": fate})
 
     def interval(self, who: str, what: str, start: float, end: float, **details: Any) -> None:
@@ -165,6 +180,9 @@ class Unwritten(Journal):
         pass
 
     def metrics(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def event(self, name: str, message: str, **details: Any) -> None:
         pass
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:

@@ -6,20 +6,22 @@ run, each goes through this same loop with its own part of the rows (`run.proces
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from trainer import registry
+from trainer import filters, registry, resume
 from trainer.data.batches import Batch, derive
 from trainer.data.images import SyntheticImages
+from trainer.held_out import learn_thresholds
 from trainer.measure import measure
-from trainer.pool import Candidate
-from trainer.run import Position, Run
-from trainer.selection import feedback, vog
+from trainer.pool import Candidate, without_copies
+from trainer.position import Position
+from trainer.run import Run
+from trainer.selection import ranking
+from trainer.selection.feedback import Scored
 from trainer.selection.lookahead import lookahead
 from trainer.source import Source
 
@@ -38,6 +40,7 @@ def train(run: Run, source: Source, after_update: Callable[[Run], None] = lambda
             with run.journal.timed("train", iteration=run.at.iteration):
                 for batch in run.batches():
                     update(run, batch)
+                    resume.save_when_due(run)
                     after_update(run)
             finish(run)
 
@@ -53,35 +56,32 @@ def gather(run: Run, source: Source) -> None:
 
 
 def hardest(run: Run) -> tuple[list[int], list[float]]:
-    """The k real samples that the model is least sure of, hardest first, and their scores (GenDataAgent eq. 1)."""
-    criterion = registry.resolve("feedback", run.config.feedback.criterion)
-    with run.journal.timed("score", iteration=run.at.iteration):
-        generator = torch.Generator().manual_seed(derive(run.config.seed, "feedback", run.at.iteration))
-        scores = criterion(run.predict(run.real), run.real.labels, generator)
-        marginal = feedback.lowest(scores, math.ceil(run.config.feedback.fraction * len(run.real) - 1e-9))
+    """The real samples to ask for, hardest first, and their scores (GenDataAgent eq. 1)."""
+    config, at = run.config.feedback, run.at.iteration
+    criterion = registry.resolve("feedback", config.criterion)
+    fraction = run.thresholds.ask(at)
+    labels, features = run.real.labels, partial(run.features, run.real)
+    generator = torch.Generator().manual_seed(derive(run.config.seed, "feedback", at))
+    with run.journal.timed("score", iteration=at):
+        logits = run.predict(run.real)
+        scores = criterion(Scored(logits, labels, features, generator, run.config.similarity.neighbours))
+        if config.per_class:
+            marginal = ranking.lowest_of_each_class(scores, labels, fraction)
+        else:
+            marginal = ranking.lowest(scores, ranking.part(fraction, len(labels)))
     return marginal.tolist(), scores[marginal].tolist()
 
 
 def keep(run: Run, candidates: Sequence[Candidate]) -> None:
-    """Choose this iteration's synthetic training set: drop near copies (if set), and the lowest VoG of each class."""
-    allowed = [c for c in candidates if not (run.config.drop_near_copies and c.sample.near_copy)]
-    copies = [c for c in candidates if run.config.drop_near_copies and c.sample.near_copy]
-    run.journal.dropped(run.at.iteration, copies, "near copy")
+    """Choose this iteration's synthetic training set: drop near copies (if set), and of each class those that fit the
+    real samples least."""
+    allowed, copies = without_copies(candidates, run.config.drop_near_copies)
     data = run.with_pixels(allowed)
-    kept = torch.ones(len(data), dtype=torch.bool)
-    scores = torch.full((len(data),), math.nan)
-    if run.config.vog.enabled and len(data):
-        with run.journal.timed("vog", iteration=run.at.iteration):
-            part = run.processes.part(len(data))
-            x, y = run.inputs(data.images[part]), data.labels[part].to(run.device)
-            spread = run.config.vog.spread
-            own = vog.vog(run.model, run.snapshots, x, y, logit=run.task.true_logit, spread=spread)
-            scores = run.processes.gather(own.cpu(), len(data))
-            kept = vog.keep(scores, data.labels, run.config.vog.fraction)  # eq. 7
-    run.journal.selection(run.at.iteration, data.candidates, scores.tolist(), kept.tolist())
+    scores, kept = filters.scores(run, data), torch.ones(len(data), dtype=torch.bool)
+    if run.config.filter and len(data):
+        kept = ranking.keep(scores, data.labels, run.thresholds.drop(run.at.iteration))  # eq. 7
     run.synthetic = data.subset(kept)
-    run.at.kept = [candidate.sample.id for candidate in run.synthetic.candidates]
-    run.at.add(candidates=len(candidates), near_copies=len(candidates) - len(allowed), vog_dropped=int((~kept).sum()))
+    run.record_choice(data.candidates, copies, scores, kept)
 
 
 def update(run: Run, batch: Batch) -> None:
@@ -135,10 +135,10 @@ def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: flo
 def finish(run: Run) -> None:
     """End of an iteration: evaluate, keep the checkpoint that VoG will compare, save."""
     with run.journal.timed("evaluate", iteration=run.at.iteration):
-        run.journal.metrics(measure(run))
+        run.journal.metrics(measure(run) | learn_thresholds(run))
     if run.at.iteration < run.config.warmup_iterations:
         run.snapshots.append({name: value.detach().clone() for name, value in run.model.state_dict().items()})
     run.at = Position(iteration=run.at.iteration + 1, updates=run.at.updates)
-    run.synthetic = SyntheticImages.none(run.real.size)
+    run.synthetic = SyntheticImages.none(run.size)
     with run.journal.timed("save", iteration=run.at.iteration - 1):
-        run.save()
+        resume.save(run)

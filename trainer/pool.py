@@ -6,6 +6,7 @@ Knows nothing of the queue or of the model.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -114,10 +115,10 @@ class Pool:
             self._stale.update(late)
             return self._withdraw(late)
 
-    def take(self, oldest: int) -> list[Candidate]:
-        """Every unused sample of feedback `oldest` or newer, once, in the order (feedback, source, index)."""
+    def take(self, oldest: int, newest: float = math.inf) -> list[Candidate]:
+        """Every unused sample of feedback `oldest` to `newest`, once, in the order (feedback, source, index)."""
         with self.changed:
-            taken = {name: candidate for name, candidate in self._unused.items() if candidate.order[0] >= oldest}
+            taken = {name: c for name, c in self._unused.items() if oldest <= c.order[0] <= newest}
             self._used.update(taken)
             return self._withdraw(taken)
 
@@ -176,6 +177,24 @@ def images(candidates: Sequence[Candidate]) -> list[np.ndarray]:
     files = {candidate.file: candidate.sha256 for candidate in candidates}
     pixels = {path: _read(path, digest) for path, digest in files.items()}
     return [pixels[candidate.file][candidate.row] for candidate in candidates]
+
+
+def image(candidate: Candidate) -> np.ndarray:
+    """Pixels of one candidate, uint8 [H, W, 3]; its file was checked before, and only its row is read.
+
+    Raises:
+        CheckpointCorrupt: the file is missing.
+    """
+    try:
+        return codec.decode_row(candidate.file, "images", candidate.row)
+    except FileNotFoundError as error:
+        raise CheckpointCorrupt(f"{candidate.file} is missing: {ADVICE}") from error
+
+
+def without_copies(candidates: Sequence[Candidate], drop: bool) -> tuple[list[Candidate], list[Candidate]]:
+    """Candidates to use, and near copies of a real image among them, which are not used if `drop` says so."""
+    copies = [candidate for candidate in candidates if drop and candidate.sample.near_copy]
+    return [candidate for candidate in candidates if not (drop and candidate.sample.near_copy)], copies
 
 
 Plain = list[tuple[str, str, int, str | None]]

@@ -19,6 +19,7 @@ ENTRIES: dict[Kind, dict[str, str]] = {
         "marginal": "trainer.selection.feedback:marginal",
         "entropy": "trainer.selection.feedback:entropy",
         "random": "trainer.selection.feedback:random",
+        "similarity": "trainer.selection.similarity:similarity",
     },
 }
 

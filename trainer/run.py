@@ -1,78 +1,61 @@
-"""One run: its model, its data, where it is, and how all of that is saved and found again.
+"""One run: its model, its data, and where it is.
 
-The algorithm itself is in `loop`; this is what it acts on.
+The algorithm itself is in `loop`, this is what it acts on; how it is saved and found again is in `resume`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from protocol.errors import ConfigError, DiskFull, TrainingDiverged
-from trainer import checkpoint, folder
+from protocol.errors import TrainingDiverged
 from trainer.data.batches import Batch, batches, batches_an_epoch, schedule
-from trainer.data.images import RealImages, SyntheticImages, read
+from trainer.data.images import Images, StandIn, SyntheticImages, read
+from trainer.data.splits import Splits
 from trainer.journal import Journal
 from trainer.parallel import OneProcess
-from trainer.pool import Candidate, Pool, packed, unpacked
+from trainer.pool import Candidate, Pool
+from trainer.position import Position
+from trainer.selection.thresholds import FixedThresholds, LearntThresholds
 from trainer.settings import OptimizerConfig, TrainerConfig
 from trainer.tasks.interface import Task
 
 EVALUATION_ROWS = 256  # rows of one forward pass without gradients
 
 
-@dataclass
-class Position:
-    """Where the run is, and the running sums of the iteration it is in."""
-
-    iteration: int = 0
-    done: int = 0  # batches of this iteration that are done
-    updates: int = 0  # optimiser updates in all: the model's version
-    kept: list[str] = field(default_factory=list)  # ids of this iteration's synthetic training samples
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, **amounts: float) -> None:
-        for name, amount in amounts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + amount
-
-    def mean(self, total: str, count: str) -> float | None:
-        """Sum `total` over sum `count`; None when nothing was counted."""
-        rows = self.sums.get(count, 0.0)
-        return self.sums[total] / rows if rows and total in self.sums else None
-
-
 class Run:
     """Everything that one run owns.
 
     Args:
-        real, test: images to train and to evaluate on; test is None when nothing is held out.
+        splits: the images to train and to evaluate on.
         pool: every synthetic sample that has arrived; only the first process has it.
         processes: this one, among those that train the run.
         model, optimizer: None: the task's own, and SGD as the settings say.
+        preprocess: uint8 [B, S, S, 3] to the model's input [B, ...]; None: the task's.
     """
 
     def __init__(
         self,
         config: TrainerConfig,
         task: Task,
-        real: RealImages,
-        test: RealImages | None,
+        splits: Splits,
         pool: Pool | None,
         journal: Journal,
         processes: OneProcess,
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
     ):
-        self.config, self.task, self.real, self.test = config, task, real, test
+        self.config, self.task, self.splits = config, task, splits
+        self.real, self.test, self.size = splits.real, splits.test, task.config.image_size
         self.pool, self.journal = pool, journal
         self.processes, self.device = processes, processes.device
+        self._preprocess = preprocess or task.preprocess
         torch.manual_seed(config.seed)
         self.model = (task.build_model() if model is None else model).to(self.device)
         self.optimizer = optimizer or torch.optim.SGD(
@@ -82,7 +65,8 @@ class Run:
             weight_decay=config.optimizer.weight_decay,
         )
         self.snapshots: list[dict[str, Tensor]] = []  # the checkpoints that VoG compares
-        self.synthetic = SyntheticImages.none(real.size)  # this iteration's
+        self.synthetic = SyntheticImages.none(self.size)  # this iteration's
+        self.thresholds = _thresholds(config)
         self.at = Position()
         self.disk_full = False  # so that the last checkpoint could not be written
 
@@ -90,11 +74,15 @@ class Run:
 
     def inputs(self, images: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> the model's normalised input [B, 3, S, S] on the device."""
-        return self.task.preprocess(images.to(self.device))
+        return self._preprocess(images.to(self.device)).to(self.device)
 
     def with_pixels(self, candidates: Sequence[Candidate]) -> SyntheticImages:
         """Candidates and their images, which the first process reads from the run's folder for all."""
-        return SyntheticImages(candidates, self.processes.first(lambda: read(candidates, self.real.size)))
+        return SyntheticImages(candidates, self.processes.first(lambda: read(candidates, self.size)))
+
+    def stand_in(self, members: Sequence[Candidate]) -> None:
+        """Train on these synthetic samples in the place of the real ones (mode synthetic)."""
+        self.real = StandIn(members, self.processes.first(lambda: read(members, self.size)))
 
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """On the device, input [b, 3, S, S] and labels [b] of the rows of a batch that this process holds, and the
@@ -150,14 +138,21 @@ class Run:
         epoch = self.at.iteration * self.config.epochs + self.at.done * self.config.epochs // self.steps()
         return multistep(self.config.optimizer, epoch)
 
-    def predict(self, data: RealImages | SyntheticImages) -> Tensor:
+    def predict(self, data: Images) -> Tensor:
         """Logits [N, C] of every row, un-augmented, model in eval mode; on the CPU. Raises TrainingDiverged."""
-        part = self.processes.part(len(data))
-        outputs = [torch.empty(0, len(self.task.classes))]
-        for start in range(part.start, part.stop, EVALUATION_ROWS):
-            x = self.inputs(data.images[start : min(start + EVALUATION_ROWS, part.stop)])
+        return self._of_every_row(self.task.predict, data)
+
+    def features(self, data: Images) -> Tensor:
+        """What the model's last layer sees of every row, [N, D]; else as `predict`. Raises ConfigError as the task."""
+        return self._of_every_row(self.task.features, data)
+
+    def _of_every_row(self, compute: Callable[[nn.Module, Tensor], Tensor], data: Images) -> Tensor:
+        part, outputs = self.processes.part(len(data)), []
+        for start in range(part.start, max(part.stop, part.start + 1), EVALUATION_ROWS):
+            rows = range(start, min(start + EVALUATION_ROWS, part.stop))
+            x = self.inputs(data.images[rows.start : rows.stop] if rows else data.images[:1])
             with self.autocast():
-                outputs.append(self.task.predict(self.model, x).float().cpu())
+                outputs.append(compute(self.model, x)[: len(rows)].float().cpu())
         return self.check_finite(self.processes.gather(torch.cat(outputs), len(data)))
 
     def check_finite(self, values: Tensor) -> Tensor:
@@ -171,7 +166,7 @@ class Run:
         return values
 
     def advance(self, losses: Tensor, synthetic: Tensor, chosen: Tensor) -> None:
-        """Count one update that is done, and save when that is due.
+        """Count one update that is done.
 
         Args:
             losses: of the rows trained on in this process. synthetic, chosen: bool [B] over the mixed batch.
@@ -182,9 +177,6 @@ class Run:
         self.at.add(**self.processes.totals(sums))
         self.count(synthetic, chosen)
         self.at.done += 1
-        every = self.config.checkpoint_every
-        if every is not None and self.at.updates % every == 0:
-            self.save()
 
     def count(self, synthetic: Tensor, chosen: Tensor) -> None:
         """Count the rows of one update; the arguments as in `advance`."""
@@ -195,93 +187,36 @@ class Run:
         )
         self.at.updates += 1
 
-    # ------------------------------------------------------------ checkpoints
+    def record_choice(
+        self, candidates: Sequence[Candidate], copies: Sequence[Candidate], scores: Tensor, kept: Tensor
+    ) -> None:
+        """Write down, and count, what this iteration trains on.
 
-    def save(self) -> None:
-        """Write a checkpoint, in the first process. Raises as `_save`."""
-        self.processes.first(self._save)
-
-    def _save(self) -> None:
-        """Write a checkpoint; while the disk is full, the run goes on with the one before. Raises DiskFull at the end
-        of the run, and TrainingDiverged rather than keep weights that are not numbers."""
-        for parameter in self.model.parameters():
-            self.check_finite(parameter.detach())
-        state = {
-            "position": asdict(self.at),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "snapshots": self.snapshots,
-            "pool": self.pool.state_dict(),
-            "rng": checkpoint.rng_state(),
-        }
-        try:
-            self.journal.sync()
-            checkpoint.save(self.config.folder / "checkpoints", state, updates=self.at.updates)
-            self.disk_full = False
-        except DiskFull as error:
-            if self.at.iteration == self.config.iterations:
-                raise
-            if not self.disk_full:
-                self.journal.event("disk_full", f"training goes on without new checkpoints: {error}")
-            self.disk_full = True
-
-    def restore(self) -> bool:
-        """Go on from the newest checkpoint; False when there is none.
-
-        Raises:
-            CheckpointCorrupt: it is there but damaged.
-            ConfigError: the folder was made with settings, data or a model that do not fit these.
+        Args:
+            candidates: samples that the filter looked at. copies: near copies, which it did not.
+            scores, kept: of the candidates, [N]; scores are not looked at where there is no filter.
         """
-        state = self.processes.first(self._saved)
-        if state is None:
-            return False
-        self.at = Position(**state["position"])
-        with self.processes.together():
-            try:
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-            except (RuntimeError, ValueError) as error:
-                raise ConfigError(
-                    f"{self.config.folder} holds a run with another model or optimizer: {error}. Use those to go on, "
-                    "choose another trainer.run, or start anew with --fresh"
-                ) from error
-        self.snapshots = state["snapshots"]
-        self.synthetic = self.with_pixels(
-            self.processes.first(lambda: self._go_back(state), pack=packed, unpack=unpacked)
-        )
-        checkpoint.load_rng_state(state["rng"])
-        return True
-
-    def _saved(self) -> dict[str, Any] | None:
-        """The newest checkpoint of the folder."""
-        folder.check_made_for(self.config.folder, self._made_for())
-        state = checkpoint.load(self.config.folder / "checkpoints")
-        if state is None:
-            self.journal.rewind(0, selected=False)
-            return None
-        return state
-
-    def _go_back(self, state: dict[str, Any]) -> list[Candidate]:
-        """Pool and journal as they were at a checkpoint, and the synthetic training set of then."""
-        self.pool.load_state_dict(state["pool"])
-        self.journal.rewind(self.at.iteration, selected=self.at.done > 0)
-        return self.pool.find(self.at.kept)
-
-    def _made_for(self) -> dict[str, Any]:
-        """What must be the same for a run's folder to fit."""
-        config = self.config
-        return {
-            "seed": config.seed,
-            "task": config.task,
-            "model": config.model,
-            "classes": list(self.task.classes),
-            "dataset": self.real.dataset.digest(),
-            "batch_size": config.batch_size,
-            "mode": config.mode,
-            "pool": config.feedback.images_per_sample if config.mode == "offline" else None,
-        }
+        kind, chosen = self.config.filter, [c for c, keep in zip(candidates, kept.tolist(), strict=True) if keep]
+        self.at.kept = [candidate.sample.id for candidate in chosen]
+        self.at.add(candidates=len(candidates) + len(copies), near_copies=len(copies))
+        if kind is not None:
+            self.at.add(**{f"{kind}_dropped": len(candidates) - len(chosen)})
+        self.journal.dropped(self.at.iteration, copies, "near copy")
+        self.journal.selection(self.at.iteration, candidates, scores.tolist(), kept.tolist(), kind)
+        self.journal.emptied(self.at.iteration, [*candidates, *copies], chosen)
 
 
 def multistep(config: OptimizerConfig, epoch: int) -> float:
     """Learning rate of an epoch: decayed once for each decay epoch that is past."""
     return config.learning_rate * config.decay_rate ** sum(epoch >= milestone for milestone in config.decay_epochs)
+
+
+def _thresholds(config: TrainerConfig) -> FixedThresholds | LearntThresholds:
+    """How many samples to ask for and to drop, as the settings say."""
+    auto = config.thresholds
+    if not auto.auto:
+        return FixedThresholds(config.feedback.fraction, config.dropped)
+    dropped = auto.dropped if config.filter else [0.0]
+    return LearntThresholds(
+        auto.asked, dropped, auto.exploration, first=config.warmup_iterations, staleness=config.staleness
+    )

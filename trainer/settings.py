@@ -11,6 +11,8 @@ from protocol.dataset import DatasetConfig
 from protocol.messages import Name
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Part = Annotated[float, Field(gt=0.0, le=1.0)]
+Dropped = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Table(BaseModel):
@@ -30,9 +32,10 @@ class OptimizerConfig(Table):
 class FeedbackConfig(Table):
     """Which real samples are sent to the generator (GenDataAgent 2.2)."""
 
-    criterion: str = "marginal"  # registry kind "feedback": marginal, entropy, random
-    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2  # k as a part of the real set
-    images_per_sample: int | None = Field(default=None, ge=1)  # m; None: the agent's setting
+    criterion: str = "marginal"  # registry kind "feedback": marginal, entropy, random, similarity
+    fraction: Part = 0.2  # k as a part of the real set, rounded up: never less than one sample
+    per_class: bool = False  # true: this part of each class; false: of the whole set, so that hard classes get more
+    images_per_sample: int | None = Field(default=None, ge=1)  # m; None: the agent's. 1:r synthetic is fraction * m = r
     model: str | None = None  # weights to ask for, "name" or "name@version"; None: whichever are active
     send_pixels: bool = False  # true: images travel with the feedback; false: both sides mount the dataset
 
@@ -41,10 +44,32 @@ class VogConfig(Table):
     """Variance-of-gradients filter (GenDataAgent 2.4). Its checkpoints are the ends of the warm-up iterations."""
 
     enabled: bool = True
-    fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = (
-        0.25  # dropped of each class: 0 none; 0.75 is the paper's best on Pets
-    )
+    fraction: Dropped = 0.25  # dropped of each class: 0 none; 0.75 is the paper's best on Pets
     spread: Literal["std", "variance"] = "std"
+
+
+class SimilarityConfig(Table):
+    """Filter by similarity to the nearest real samples, in the place of VoG: the Internet Explorer arm (GenDataAgent
+    3.1, Li et al. 2023a), together with feedback.criterion = "similarity"."""
+
+    enabled: bool = False
+    neighbours: int = Field(default=15, ge=1)  # of filter and criterion; all real samples where there are fewer
+    fraction: Dropped = 0.25  # the least similar, dropped of each class: 0 none
+
+
+class ThresholdsConfig(Table):
+    """feedback.fraction and the filter's fraction, learnt during the run from the gain on held-out samples.
+
+    The samples are held out from the model, not from the generator: one adapted to the whole training split knows them
+    too, so that gains, and with them the parts that are learnt, are biased towards more synthetic data.
+    """
+
+    auto: bool = False
+    held_out: Dropped = 0.1  # part of each class's real samples, rounded down, that is measured on and not trained on
+    value: Literal["loss", "accuracy"] = "loss"  # gain: of -log(mean loss), which is relative; or of the accuracy
+    asked: list[Part] = Field(default=[0.2, 0.25, 0.5], min_length=1)  # values of feedback.fraction to try
+    dropped: list[Dropped] = Field(default=[0.0, 0.25, 0.5, 0.75], min_length=1)  # values of the filter's fraction
+    exploration: Annotated[float, Field(ge=0.0)] = 0.05  # of UCB1, in units of the gain: 0 settles, large never does
 
 
 class LookaheadConfig(Table):
@@ -53,6 +78,19 @@ class LookaheadConfig(Table):
     enabled: bool = True
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # part of each batch's synthetic rows that is trained on
     virtual_lr: Positive | None = None  # of the virtual plain-SGD step; None: the current learning rate
+
+
+class MeasureConfig(Table):
+    """What is measured at the end of a run beside its accuracy. Each can be switched off."""
+
+    corruptions: list[Literal["gaussian_blur", "speckle_noise"]] = ["gaussian_blur", "speckle_noise"]  # of the test
+    # split, which is evaluated once for each and each severity (GenDataAgent Table 13); [] off
+    severities: list[Annotated[int, Field(ge=1, le=5)]] = Field(default=[1, 2, 3, 4, 5], min_length=1)  # of each; their
+    # mean is reported, as Hendrycks & Dietterich do with all five
+    corruption_scale: Literal["auto", "imagenet-c", "cifar-c"] = "auto"  # whose strengths, see `metrics.corruptions`;
+    # auto: CIFAR-C's up to 64 pixels, ImageNet-C's from there on
+    features_per_class: int = Field(default=20, ge=0)  # samples of each kind kept for Figure 3; 0 off
+    features_classes: int = Field(default=50, ge=1)  # at most so many, spread evenly over the labels
 
 
 class ServiceConfig(Table):
@@ -85,11 +123,10 @@ class TrainerConfig(Table):
     task: str = "classification"  # registry kind "task"
     model: dict[str, Any] = {}  # the task's own settings, see its Config
 
-    mode: Literal["async", "sync", "offline", "real"] = "async"
-    max_staleness: int = Field(default=1, ge=1)  # K of mode async: iterations a sample may be late; sync is K = 0
-    pool_match: Literal["marginal", "all"] = (
-        "marginal"  # mode offline: entries of the marginal samples, or all (static)
-    )
+    mode: Literal["async", "sync", "offline", "synthetic", "real"] = "async"
+    max_staleness: int = Field(default=1, ge=1)  # K of mode async: iterations a sample may be late; others have K = 0
+    pool_match: Literal["marginal", "all"] = "marginal"  # mode offline: entries of marginal samples, or all (static)
+    pool_from: Path | None = None  # modes offline, synthetic: folder of a run whose pool is used; None: a new pool
     iterations: int = Field(default=20, ge=1)
     warmup_iterations: int = Field(default=3, ge=0)  # real data only; one VoG checkpoint at the end of each
     epochs: int = Field(default=10, ge=1)  # of each iteration
@@ -104,7 +141,10 @@ class TrainerConfig(Table):
     optimizer: OptimizerConfig = OptimizerConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     vog: VogConfig = VogConfig()
+    similarity: SimilarityConfig = SimilarityConfig()
+    thresholds: ThresholdsConfig = ThresholdsConfig()
     lookahead: LookaheadConfig = LookaheadConfig()
+    measure: MeasureConfig = MeasureConfig()
     service: ServiceConfig = ServiceConfig()
 
     @model_validator(mode="after")
@@ -113,7 +153,34 @@ class TrainerConfig(Table):
             raise ValueError("vog needs two checkpoints at least: set warmup_iterations >= 2, or vog.enabled = false")
         if self.mode == "async" and self.max_staleness > self.warmup_iterations:
             raise ValueError("max_staleness must not exceed warmup_iterations: feedback would start before training")
+        if self.vog.enabled and self.similarity.enabled:
+            raise ValueError(
+                "similarity takes the place of vog: set one of vog.enabled and similarity.enabled to false"
+            )
+        if self.mode == "synthetic" and self.warmup_iterations < 1:
+            raise ValueError("mode synthetic trains on its pool alone at first: set warmup_iterations >= 1")
+        if self.pool_from is not None and not self.has_pool:
+            raise ValueError(f"mode {self.mode} has no pool: leave pool_from out, or set mode offline or synthetic")
+        if self.thresholds.auto and self.mode in ("real", "synthetic"):
+            raise ValueError(f"mode {self.mode} has no thresholds to learn: set thresholds.auto = false")
         return self
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether feedback 0 asks for a pool: images of every real sample, however hard."""
+        return self.mode in ("offline", "synthetic")
+
+    @property
+    def filter(self) -> Literal["vog", "similarity"] | None:
+        """What drops synthetic samples before an iteration trains on them; None: nothing."""
+        if self.vog.enabled:
+            return "vog"
+        return "similarity" if self.similarity.enabled else None
+
+    @property
+    def dropped(self) -> float:
+        """The part of each class that the filter drops, unless it is learnt."""
+        return {"vog": self.vog.fraction, "similarity": self.similarity.fraction, None: 0.0}[self.filter]
 
     @property
     def folder(self) -> Path:

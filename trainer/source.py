@@ -1,4 +1,5 @@
-"""Where an iteration's synthetic samples come from: a live service, a pool made beforehand, or nowhere.
+"""Where an iteration's synthetic samples come from: a live service, a pool made beforehand, or nowhere; and what the
+service is asked about.
 
 Each source answers the same two calls, so that the loop does not know which mode it runs in.
 """
@@ -10,10 +11,11 @@ from typing import Protocol
 
 from protocol import codec
 from protocol.dataset import Dataset
+from protocol.errors import GenerationFailed, NotReady
 from protocol.messages import Feedback, MarginalSample
 from trainer.feed import Feed
 from trainer.parallel import OneProcess
-from trainer.pool import Candidate, packed, unpacked
+from trainer.pool import Candidate, Pool, image, packed, unpacked, without_copies
 from trainer.settings import TrainerConfig
 
 
@@ -37,48 +39,121 @@ class RealOnly:
         return []
 
 
+class RealSamples:
+    """What feedback is about: the samples of the dataset, by index.
+
+    Args:
+        send_pixels: their images travel along; false: the service has the same dataset.
+    """
+
+    def __init__(self, dataset: Dataset, send_pixels: bool):
+        self._dataset, self._send_pixels = dataset, send_pixels
+
+    def named(self, index: int, score: float) -> MarginalSample:
+        entry = self._dataset.samples[index]
+        return MarginalSample(
+            sample_id=entry.id,
+            label=entry.label,
+            class_name=entry.class_name,
+            caption=entry.caption,
+            score=score,
+            pixels=codec.image_to_base64(self._dataset.image(index)) if self._send_pixels else None,
+        )
+
+
+class PoolMembers:
+    """What feedback is about where a pool stands in for the real samples: its members, by index. Their images always
+    travel along: the service's dataset does not hold them, and a new sample is to start from what was hard."""
+
+    def __init__(self, members: Sequence[Candidate], dataset: Dataset):
+        self._members, self._dataset = members, dataset
+
+    def named(self, index: int, score: float) -> MarginalSample:
+        sample = self._members[index].sample
+        return MarginalSample(
+            sample_id=sample.id,
+            label=sample.label,
+            class_name=sample.class_name,
+            caption=self._dataset.by_id(sample.source_id).caption,
+            score=score,
+            pixels=codec.image_to_base64(image(self._members[index])),
+        )
+
+
 class LiveSource:
     """The generator service, asked every iteration; feedback starts K iterations before stage 2."""
 
-    def __init__(self, config: TrainerConfig, dataset: Dataset, feed: Feed):
-        self._config, self._dataset, self._feed = config, dataset, feed
+    def __init__(self, config: TrainerConfig, samples: RealSamples | PoolMembers, feed: Feed):
+        self._config, self._samples, self._feed = config, samples, feed
         self._first = config.warmup_iterations - config.staleness
 
     def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
         if iteration < self._first or iteration >= self._config.iterations - self._config.staleness:
             return  # too early, or nobody would be left to train on the answers
         asked = self._feed.asked(iteration)
-        self._feed.post(asked or question(self._config, self._dataset, iteration, model_version, marginal, scores))
+        self._feed.post(asked or question(self._config, self._samples, iteration, model_version, marginal, scores))
 
     def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
         return self._feed.take(iteration)
 
 
 class OfflinePool:
-    """A pool made beforehand: m images for every real sample, asked for once. Entries are drawn again and again.
+    """A pool made beforehand: m images for every real sample. Entries are drawn again and again.
 
     With match "marginal" an iteration takes the entries whose source is among its marginal samples
     (GenDataAgent appendix G); with "all" it takes the whole pool, which is a static augmentation.
     """
 
-    def __init__(self, config: TrainerConfig, dataset: Dataset, feed: Feed):
-        self._match, self._dataset, self._feed = config.pool_match, dataset, feed
-        if not feed.pool.complete(0):
-            everything = range(len(dataset.samples))
-            asked = feed.asked(0) or question(config, dataset, 0, 0, everything, [0.0] * len(everything))
-            with feed.journal.timed("wait", iteration=0):
-                feed.post(asked)
-                feed.take(0)
+    def __init__(self, config: TrainerConfig, dataset: Dataset, pool: Pool):
+        self._match, self._dataset, self._pool = config.pool_match, dataset, pool
 
     def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
         pass
 
     def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
-        everything = self._feed.pool.everything()
+        everything = self._pool.everything()
         if self._match == "all":
             return everything
         sources = {self._dataset.samples[index].id for index in marginal}
         return [candidate for candidate in everything if candidate.sample.source_id in sources]
+
+
+def make_pool(config: TrainerConfig, dataset: Dataset, feed: Feed) -> None:
+    """Ask for images of every real sample, as feedback 0, and wait for them; a pool that is whole is not made again."""
+    if not feed.pool.complete(0):
+        everything = range(len(dataset))
+        samples = RealSamples(dataset, config.feedback.send_pixels)
+        asked = feed.asked(0) or question(config, samples, 0, 0, everything, [0.0] * len(dataset))
+        if config.mode == "synthetic":
+            asked = asked.model_copy(update={"images_per_sample": 1})
+        feed.post(asked)
+        with feed.journal.timed("wait", iteration=0):
+            feed.wait(0)
+
+
+def stand_ins(config: TrainerConfig, dataset: Dataset, feed: Feed) -> tuple[list[Candidate], list[Candidate]]:
+    """The samples that stand in for the real ones (GenDataAgent 3.1): one synthetic sample for each, made once. And
+    those dropped now as near copies of a real one (if set).
+
+    Raises:
+        NotReady: the pool is not whole yet.
+        GenerationFailed: it lacks a class.
+    """
+    make_pool(config, dataset, feed)
+    if not feed.pool.complete(0):
+        raise NotReady("the pool that is to stand in for the real samples is not whole yet: start the run again later")
+    taken = feed.pool.take(0, newest=0)  # none, in a run that is resumed
+    whole = [candidate for candidate in feed.pool.everything() if candidate.sample.feedback == 0]
+    members, _ = without_copies(whole, config.drop_near_copies)
+    new, copies = without_copies(taken, config.drop_near_copies)
+    feed.journal.dropped(0, copies, "near copy")
+    feed.journal.dropped(0, new, "pool")
+    if missing := sorted(set(dataset.classes) - {member.sample.class_name for member in members}):
+        raise GenerationFailed(
+            f"the pool that is to stand in for the real samples has none of class {', '.join(missing)}: the service's "
+            "log says why they failed; start anew with --fresh"
+        )
+    return members, copies
 
 
 class Shared:
@@ -96,32 +171,18 @@ class Shared:
 
 def question(
     config: TrainerConfig,
-    dataset: Dataset,
+    samples: RealSamples | PoolMembers,
     iteration: int,
     model_version: int,
     marginal: Sequence[int],
     scores: Sequence[float],
 ) -> Feedback:
     """The feedback of one iteration (GenDataAgent 2.2)."""
-    chosen = [dataset.samples[index] for index in marginal]
-    pixels = [
-        codec.image_to_base64(dataset.image(index)) if config.feedback.send_pixels else None for index in marginal
-    ]
     return Feedback(
         run=config.run,
         feedback=iteration,
         model_version=model_version,
         images_per_sample=config.feedback.images_per_sample,
         model=config.feedback.model,
-        samples=[
-            MarginalSample(
-                sample_id=entry.id,
-                label=entry.label,
-                class_name=entry.class_name,
-                caption=entry.caption,
-                score=score,
-                pixels=picture,
-            )
-            for entry, score, picture in zip(chosen, scores, pixels, strict=True)
-        ],
+        samples=[samples.named(index, score) for index, score in zip(marginal, scores, strict=True)],
     )

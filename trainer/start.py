@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from protocol import config as settings_file
 from protocol import logs, tracing
@@ -15,19 +15,29 @@ from protocol.broker import EMBEDDED
 from protocol.bus import Bus, QueueConfig
 from protocol.client import GeneratorClient
 from protocol.dataset import Dataset
-from protocol.errors import ConfigError, DatasetError
-from trainer import folder, registry, summary, telemetry
+from protocol.errors import ConfigError
+from trainer import adaptation, folder, ready_made, registry, resume, summary, telemetry
 from trainer.board import Reporter
-from trainer.data.images import RealImages
+from trainer.data.splits import Splits, open_splits
 from trainer.feed import Feed
 from trainer.journal import Journal, Unwritten
 from trainer.loop import train
 from trainer.parallel import OneProcess, joined, several
-from trainer.pool import Pool
+from trainer.pool import Candidate, Pool, packed, unpacked
 from trainer.progress import Progress
 from trainer.run import Run
 from trainer.settings import TrainerConfig
-from trainer.source import LiveSource, OfflinePool, RealOnly, Shared, Source
+from trainer.source import (
+    LiveSource,
+    OfflinePool,
+    PoolMembers,
+    RealOnly,
+    RealSamples,
+    Shared,
+    Source,
+    make_pool,
+    stand_ins,
+)
 from trainer.tasks.interface import Task
 
 # settings that may differ between them
@@ -63,6 +73,7 @@ def open_run(
     model: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     processes: OneProcess | None = None,
+    preprocess: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Run, Source]]:
     """A run, restored to its last checkpoint if it has one, and its source of samples. Arguments as in `Run`.
 
@@ -80,25 +91,29 @@ def open_run(
     with ExitStack() as stack:
         stack.enter_context(logs.fields(run=config.run))
         with processes.together():
-            task, real, test = _data(config)
-            pool, journal = _records(config, stack) if processes.is_first else (None, Unwritten())
-            run = Run(config, task, real, test, pool, journal, processes, model, optimizer)
+            task, splits = _data(config)
+            pool, journal = _records(config, splits.dataset, stack) if processes.is_first else (None, Unwritten())
+            run = Run(config, task, splits, pool, journal, processes, model, optimizer, preprocess)
         _check_same(run)
-        resumed, source = run.restore(), None
+        resumed, source, members = resume.restore(run), None, []
         with processes.together():
             if processes.is_first:
                 settings_file.write_resolved({"trainer": config, "broker": broker}, config.folder / "settings.toml")
                 if resumed:
                     journal.event("resumed", f"going on at iteration {run.at.iteration}, update {run.at.updates}")
-                source = _source(config, broker, run, resumed, stack)
+                source, members = _source(config, broker, run, resumed, stack)
                 if config.metrics_port:
                     stack.enter_context(telemetry.served(run))
+        if config.mode == "synthetic":
+            run.stand_in(processes.first(lambda: members, pack=packed, unpack=unpacked))
         yield run, Shared(processes, source)
 
 
-def _records(config: TrainerConfig, stack: ExitStack) -> tuple[Pool, Journal]:
+def _records(config: TrainerConfig, dataset: Dataset, stack: ExitStack) -> tuple[Pool, Journal]:
     """The run's folder, held until the stack is left."""
     stack.enter_context(folder.held(config.folder))
+    if config.pool_from is not None:
+        ready_made.take_over(config, dataset.digest())
     journal = Journal(config.folder)
     stack.callback(journal.close)
     return Pool(config.folder / "batches"), journal
@@ -106,7 +121,7 @@ def _records(config: TrainerConfig, stack: ExitStack) -> tuple[Pool, Journal]:
 
 def _check_same(run: Run) -> None:
     """Raises ConfigError when a process has other settings or data than the first one; another machine's may differ."""
-    own = run.config.model_dump(mode="json", exclude=MACHINE) | {"dataset": run.real.dataset.digest()}
+    own = run.config.model_dump(mode="json", exclude=MACHINE) | {"dataset": run.splits.dataset.digest()}
     first = run.processes.first(lambda: own)
     with run.processes.together():
         for name, value in own.items():
@@ -118,33 +133,33 @@ def _check_same(run: Run) -> None:
                 )
 
 
-def _source(config: TrainerConfig, broker: QueueConfig, run: Run, resumed: bool, stack: ExitStack) -> Source:
-    """Where the samples come from, open until the stack is left."""
+def _source(
+    config: TrainerConfig, broker: QueueConfig, run: Run, resumed: bool, stack: ExitStack
+) -> tuple[Source, list[Candidate]]:
+    """Where the samples come from, open until the stack is left, and those that stand in for the real ones, if any."""
+    dataset = run.splits.dataset
     if config.mode == "real":
-        return RealOnly()
+        return RealOnly(), []
+    if config.mode == "offline" and config.pool_from is not None:
+        return OfflinePool(config, dataset, run.pool), []  # nobody is asked
     feed = stack.enter_context(_feed(config, broker, run, resumed))
     stack.enter_context(Reporter(run, Bus(_shared_url(broker), broker, patient=False)))
-    kind = OfflinePool if config.mode == "offline" else LiveSource
-    return kind(config, run.real.dataset, feed)
+    if config.mode == "offline":
+        make_pool(config, dataset, feed)
+        return OfflinePool(config, dataset, run.pool), []
+    if config.mode == "synthetic":
+        members, copies = stand_ins(config, dataset, feed)
+        run.at.add(candidates=len(copies), near_copies=len(copies))
+        return LiveSource(config, PoolMembers(members, dataset), feed), members
+    return LiveSource(config, RealSamples(dataset, config.feedback.send_pixels), feed), []
 
 
-def _data(config: TrainerConfig) -> tuple[Task, RealImages, RealImages | None]:
-    """The task, and the real images to train and to test on."""
+def _data(config: TrainerConfig) -> tuple[Task, Splits]:
+    """The task, and the images to train and to test on."""
     dataset = Dataset.open(config.dataset)
     kind = registry.resolve("task", config.task)
     task = kind(settings_file.section({"trainer.model": config.model}, "trainer.model", kind.Config), dataset.classes)
-    size = task.config.image_size
-    real = RealImages(dataset, size, config.cache_gib)
-    if not config.test_split:
-        return task, real, None
-    labels = {"split": config.test_split, "classes": list(dataset.classes)}  # the same label means the same class
-    try:
-        held_out = Dataset.open(config.dataset.model_copy(update=labels))
-    except DatasetError as error:
-        raise DatasetError(
-            f'{error.message} (trainer.test_split = "{config.test_split}"; set it to "" when nothing is held out)'
-        ) from error
-    return task, real, RealImages(held_out, size, config.cache_gib)
+    return task, open_splits(config, dataset, task.config.image_size)
 
 
 @contextmanager
@@ -165,6 +180,7 @@ def _feed(config: TrainerConfig, broker: QueueConfig, run: Run, resumed: bool) -
         if resumed:
             feed.resume(run.at.iteration)
         yield stack.enter_context(feed)
+        adaptation.note(client, [batch.weights for batch in run.pool.batches() if batch.samples], config.folder)
 
 
 def _shared_url(broker: QueueConfig) -> str:

@@ -6,16 +6,21 @@ Loads neither torch nor matplotlib, and measures nothing itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from pydantic import BaseModel
 
 from trainer import books
 from trainer.durable import write_durably
+from trainer.metrics import class_counts
+from trainer.metrics.device_hours import device_hours
 from trainer.record import Record, Row
+from trainer.spans import intersection, length, spans
 
-Span = tuple[float, float]  # start and end, unix seconds
+TEMPLATE = "template"  # who perturbs captions where no language model does
 
 
 class Summary(BaseModel):
@@ -32,7 +37,11 @@ class Summary(BaseModel):
     train_top1: float | None
     worst_case_disparity: float | None  # lowest over highest class accuracy
     per_class: list[float | None] | None  # accuracy by label
-    train_val_gap: float | None
+    train_val_gap: float | None  # training minus held-out accuracy (GenDataAgent Table 14)
+    synthetic_top1: float | None  # of the last iteration's synthetic samples (Figure 6c)
+    robustness: dict[str, float] | None  # corruption -> held-out accuracy, mean over severities (Table 13)
+    count_correlation: float | None  # Pearson's r over classes: first synthetic samples, accuracy before (Figure 5)
+    gain_correlation: float | None  # the same of all synthetic samples and the gain of accuracy (Figure 5)
 
     wall_s: float | None  # from the trainer's first interval to its last, pauses between resumptions included
     trainer_idle: float | None  # part of wall_s in which the trainer waited for samples
@@ -47,11 +56,16 @@ class Summary(BaseModel):
     near_copies_flagged: int  # arrived samples that the service calls near copies of a real one
     near_copies: int  # of them, dropped for it
     vog_dropped: int  # offline, where samples are drawn again, counted once an iteration
+    similarity_dropped: int  # likewise, where that filter takes VoG's place
     trained: int  # distinct samples that passed
     stale: int  # dropped for coming too late
     unused: int | None  # arrived, and handed to no iteration, nor stale; None: offline
     lookahead_seen: int | None  # synthetic rows (a sample is a row once an epoch); None: lookahead was off
     lookahead_kept: int | None  # of them, trained on
+    prompts_by: dict[str, int]  # who perturbed captions -> the samples made from its prompts
+    caption_fallback: float | None  # part of those that the template made; None: nothing perturbed captions
+    device: str | None  # that the model was trained on: "cpu", "cuda"
+    device_hours: dict[str, float]  # by stage (Figure 4), see `metrics.device_hours`
     outages: int  # times that service or broker went away
     balanced: bool | None  # whether the run's files agree on all of that (see `books`); None: offline
 
@@ -73,44 +87,72 @@ def write(folder: Path) -> Summary:
 
 
 def summary_of(record: Record) -> Summary:
-    config, last = record.config, record.metrics[-1] if record.metrics else {}
-    looking, offline = config.lookahead.enabled, config.mode == "offline"
+    config, last = record.config, _last(record)
     account = books.balance(record)
-    fates = Counter(row["fate"] for row in record.selection)
     return Summary(
         run=config.run,
         mode=config.mode,
         iterations=len(record.metrics),
         iterations_planned=config.iterations,
         updates=last.get("updates", 0),
-        test_top1=last.get("test_top1"),
-        best_test_top1=max((row["test_top1"] for row in record.metrics if "test_top1" in row), default=None),
-        train_top1=last.get("train_top1"),
-        worst_case_disparity=last.get("worst_case_disparity"),
-        per_class=last.get("per_class"),
-        train_val_gap=last.get("train_val_gap"),
         wall_s=wall_s(record),
         trainer_idle=trainer_idle(record),
         generator_idle=generator_idle(record),
         overlap_s=length(
             intersection(spans(record.intervals("generator", "generate")), spans(record.intervals("trainer", "train")))
         ),
-        requested=account.requested,
-        generated=len(record.samples()),
-        failed_units=sum(batch.error is not None for batch in record.batches),
-        dead=account.fates["dead"],
-        outstanding=sum(account.outstanding.values()),
-        near_copies_flagged=sum(sample.near_copy for sample in record.samples()),
-        near_copies=fates["near copy"],
-        vog_dropped=fates["vog"],
-        trained=len({row["id"] for row in record.selection if row["kept"]}),
-        stale=fates["stale"],
-        unused=None if offline else account.fates["unused"],
-        lookahead_seen=_total(record, "lookahead_seen") if looking else None,
-        lookahead_kept=_total(record, "synthetic_rows") if looking else None,
+        device=last.get("device"),
+        device_hours=device_hours(record),
         outages=sum(row["event"] == "outage" for row in record.events),
-        balanced=None if offline else not account.problems,
+        balanced=None if config.mode == "offline" else not account.problems,
+        **_accuracies(record),
+        **_samples(record, account),
+        **_prompts(record),
     )
+
+
+def _last(record: Record) -> Row:
+    return record.metrics[-1] if record.metrics else {}
+
+
+def _accuracies(record: Record) -> dict[str, Any]:
+    """How good the model is, and what that has to do with the classes' synthetic samples."""
+    last, first, gained = _last(record), class_counts.first(record), class_counts.gained(record)
+    corrupted = last.get("corrupted")
+    names = ("test_top1", "train_top1", "worst_case_disparity", "per_class", "train_val_gap", "synthetic_top1")
+    return {name: last.get(name) for name in names} | {
+        "best_test_top1": max((row["test_top1"] for row in record.metrics if "test_top1" in row), default=None),
+        "robustness": corrupted and {kind: mean(values.values()) for kind, values in corrupted.items()},
+        "count_correlation": first.correlation if first else None,
+        "gain_correlation": gained.correlation if gained else None,
+    }
+
+
+def _samples(record: Record, account: books.Books) -> dict[str, Any]:
+    """Where every sample went."""
+    fates, looking = Counter(row["fate"] for row in record.selection), record.config.lookahead.enabled
+    return {
+        "requested": account.requested,
+        "generated": len(record.samples()),
+        "failed_units": sum(batch.error is not None for batch in record.batches),
+        "dead": account.fates["dead"],
+        "outstanding": sum(account.outstanding.values()),
+        "near_copies_flagged": sum(sample.near_copy for sample in record.samples()),
+        "near_copies": fates["near copy"],
+        "vog_dropped": fates["vog"],
+        "similarity_dropped": fates["similarity"],
+        "trained": len({row["id"] for row in record.selection if row["kept"]}),
+        "stale": fates["stale"],
+        "unused": None if record.config.mode == "offline" else account.fates["unused"],
+        "lookahead_seen": _total(record, "lookahead_seen") if looking else None,
+        "lookahead_kept": _total(record, "synthetic_rows") if looking else None,
+    }
+
+
+def _prompts(record: Record) -> dict[str, Any]:
+    """Who perturbed the captions that samples were made from."""
+    by = Counter(sample.prompt_by for sample in record.samples() if sample.prompt_by is not None)
+    return {"prompts_by": dict(by.most_common()), "caption_fallback": by[TEMPLATE] / by.total() if by else None}
 
 
 def _total(record: Record, name: str) -> int:
@@ -168,33 +210,3 @@ def overlaps(trace: Iterable[Row]) -> list[tuple[Row, Row]]:
         open_rows[side].append(row)
         pairs += [(row, other) if side == 0 else (other, row) for other in open_rows[1 - side]]
     return pairs
-
-
-def spans(intervals: Iterable[Row]) -> list[Span]:
-    """The union of intervals: disjoint spans in order of time."""
-    joined: list[Span] = []
-    for start, end in sorted((row["start"], row["end"]) for row in intervals):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
-
-
-def intersection(first: Sequence[Span], second: Sequence[Span]) -> list[Span]:
-    """What two unions of spans have in common."""
-    both, i, j = [], 0, 0
-    while i < len(first) and j < len(second):
-        start, end = max(first[i][0], second[j][0]), min(first[i][1], second[j][1])
-        if start < end:
-            both.append((start, end))
-        if first[i][1] < second[j][1]:
-            i += 1
-        else:
-            j += 1
-    return both
-
-
-def length(disjoint: Iterable[Span]) -> float:
-    """Seconds in all."""
-    return sum(end - start for start, end in disjoint)

@@ -169,7 +169,7 @@ class RunFolder:
 
     def finish(self, iteration: int, counts: dict[str, int] | None = None, **more: object) -> None:
         """The iteration's line of metrics: the fields of `trainer.run.Run.measure`."""
-        counts = {"candidates": 0, "near_copies": 0, "vog_dropped": 0} | (counts or {})
+        counts = {"candidates": 0, "near_copies": 0, "vog_dropped": 0, "similarity_dropped": 0} | (counts or {})
         synthetic = counts["candidates"] > 0
         top1 = 0.5 + 0.1 * iteration
         row = {

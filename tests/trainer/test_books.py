@@ -48,7 +48,8 @@ def rewrite(path: Path, change: Callable[[list[dict]], list[dict]]) -> None:
 def test_every_sample_has_one_fate(run: RunFolder):
     books = open_books(run.folder)
     assert books.problems == []
-    assert books.fates == {"trained": 8, "vog": 3, "near copy": 1, "stale": 2, "unused": 2, "dead": 4}
+    came = {fate: n for fate, n in books.fates.items() if n}
+    assert came == {"trained": 8, "vog": 3, "near copy": 1, "stale": 2, "unused": 2, "dead": 4}
     assert books.outstanding == {}
     assert (books.requested, books.finished, books.balanced) == (20, True, True)
 

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from protocol.errors import ConfigError
+from trainer.selection.lookahead import lookahead
+from trainer.selection.vog import vog
 from trainer.tasks.classification import Classification, ClassificationConfig
 
 CLASSES = [str(digit) for digit in range(4)]
@@ -142,3 +144,60 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_the_model_is_the_settings_own():
     model = task(drop_rate=0.4, image_size=8).build_model()
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.4]
+
+
+CLIP_MEAN, CLIP_STD = (
+    torch.tensor([0.48145466, 0.4578275, 0.40821073]),
+    torch.tensor([0.26862954, 0.26130258, 0.27577711]),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width"),
+    [
+        ("timm:resnet50", 32, 2048),
+        ("timm:resnet50_clip", 64, 2048),  # attention pooling, of a grid of fixed size
+        ("timm:vit_base_patch16_clip_224", 32, 768),
+        ("small_cnn", 16, 96),
+    ],
+)
+def test_the_papers_backbones(name: str, size: int, width: int):
+    """Real architectures, random weights: logits follow from the features, and VoG and lookahead run on them."""
+    torch.manual_seed(0)
+    with_it = task(model=name, image_size=size)
+    model = with_it.build_model().train()
+    images = torch.randint(0, 256, (4, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x, y = with_it.preprocess(images), torch.tensor([0, 1, 2, 3])
+    if "clip" in name:
+        torch.testing.assert_close(x[:, :, 0, 0], (images[:, 0, 0] / 255 - CLIP_MEAN) / CLIP_STD)
+    features = with_it.features(model, x)
+    assert features.shape == (4, width) and model.training
+    head = model.head if name == "small_cnn" else model.get_classifier()
+    torch.testing.assert_close(head(features), with_it.predict(model, x), rtol=1e-4, atol=1e-5)
+
+    snapshots = [{key: value + 0.01 * number for key, value in model.state_dict().items()} for number in range(2)]
+    assert (vog(model, snapshots, x, y, logit=with_it.true_logit) > 0).all()
+    synthetic = torch.tensor([False, False, True, True])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    chosen = lookahead(model, with_it.losses, x, y, synthetic, virtual_lr=0.1, keep=0.5)
+    assert chosen[:2].all() and int(chosen.sum()) == 3
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet50_clip", 16), ("convnext_tiny", 8)])
+def test_an_image_size_that_a_model_cannot_take(name: str, size: int):
+    with pytest.raises(
+        ConfigError, match=rf"'{name}' cannot take images of {size} pixels .*: set image_size"
+    ) as caught:
+        task(model=name, image_size=size).build_model()
+    assert caught.value.param == "image_size"
+
+
+def test_weights_that_were_never_published():
+    with pytest.raises(ConfigError, match="cannot get the weights of 'vovnet39a'"):
+        task(model="vovnet39a", pretrained=True).build_model()
+
+
+def test_a_model_that_does_not_tell_its_features():
+    with pytest.raises(ConfigError, match="forward_head"):
+        task().features(nn.Linear(3, 4), torch.zeros(1, 3))

@@ -5,6 +5,7 @@ import torch
 
 from protocol.errors import ConfigError
 from trainer.registry import ENTRIES, resolve
+from trainer.selection.feedback import Scored
 from trainer.selection.vog import vog
 from trainer.tasks.interface import Task
 
@@ -17,17 +18,23 @@ def test_every_feedback_criterion(name):
     criterion = resolve("feedback", name)
     logits = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(50) % 3
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(2))
+
+    def samples() -> Scored:
+        return Scored(logits, labels, lambda: features, torch.Generator().manual_seed(1))
+
     rng, given = torch.get_rng_state(), logits.clone()
-    scores = criterion(logits, labels, torch.Generator().manual_seed(1))
+    scores = criterion(samples())
     assert scores.shape == (50,) and scores.isfinite().all() and scores.unique().numel() == 50
-    assert torch.equal(scores, criterion(logits, labels, torch.Generator().manual_seed(1)))
+    assert torch.equal(scores, criterion(samples()))
     assert torch.equal(rng, torch.get_rng_state()) and torch.equal(given, logits)
 
 
 @pytest.mark.parametrize("name", ["marginal", "entropy"])
 def test_the_lowest_score_is_the_least_certain_row(name):
     logits = torch.tensor([[9.0, 0.0], [0.1, 0.0], [4.0, 0.0]])
-    assert resolve("feedback", name)(logits, torch.tensor([0, 0, 0]), torch.Generator()).argmin() == 1
+    samples = Scored(logits, torch.tensor([0, 0, 0]), lambda: 1 / 0, torch.Generator())
+    assert resolve("feedback", name)(samples).argmin() == 1
 
 
 @pytest.mark.parametrize("name", ENTRIES["task"])
@@ -53,10 +60,12 @@ def test_every_task(name):
 
     logits = task.predict(model, x)
     assert logits.shape == (6, 3) and not logits.requires_grad and model.training
+    features = task.features(model, x)
+    assert len(features) == 6 and features.ndim == 2 and not features.requires_grad and model.training
     scores = vog(model, snapshots, x, y, logit=task.true_logit)
     assert scores.isfinite().all() and (scores > 0).all()
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="unknown feedback 'margin'; known: entropy, marginal, random"):
+    with pytest.raises(ConfigError, match="unknown feedback 'margin'; known: entropy, marginal, random, similarity"):
         resolve("feedback", "margin")

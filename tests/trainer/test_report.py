@@ -5,19 +5,25 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from protocol import codec
 from protocol.dataset import Dataset, DatasetConfig
+from protocol.messages import Feedback
 from tests.trainer.run_folder import RunFolder, write_dataset, write_run
+from trainer.metrics import feature_file, features
 from trainer.record import Record
-from trainer.report import figures
+from trainer.report import figures, paper
 from trainer.report.__main__ import main
 from trainer.report.page import page
+from trainer.summary import summary_of
 
 VOID = {"meta", "img", "br"}
+TSNE = paper._tsne
 
 
 class Page(HTMLParser):
@@ -77,6 +83,20 @@ def data(tmp_path: Path) -> DatasetConfig:
     return DatasetConfig(root=tmp_path / "data", split="train")
 
 
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
+    """The run of `write_run`, which no test changes, and its report."""
+    folder = tmp_path_factory.mktemp("standard")
+    run = write_run(folder / "run", write_dataset(folder / "data"), DatasetConfig(root=folder / "data", split="train"))
+    return run, page(Record.open(run.folder))
+
+
+@pytest.fixture(autouse=True)
+def _quick_tsne(monkeypatch: pytest.MonkeyPatch) -> None:
+    """t-SNE takes seconds; the first two components stand in for it."""
+    monkeypatch.setattr(paper, "_tsne", lambda components: components[:, :2])
+
+
 def write(tmp_path: Path, data: DatasetConfig, name: str = "run", **settings: object) -> RunFolder:
     return write_run(tmp_path / name, Dataset.open(data), data, **settings)
 
@@ -92,9 +112,9 @@ def images_of(run: RunFolder, feedback: int, unit: int) -> np.ndarray:
 # ---------------------------------------------------------------- pictures
 
 
-def test_hard_samples_stand_beside_what_was_made_for_them(tmp_path: Path, data: DatasetConfig):
-    run = write(tmp_path, data)
-    shown = read(run).shown("Hard samples")
+def test_hard_samples_stand_beside_what_was_made_for_them(standard: tuple[RunFolder, str]):
+    run, text = standard
+    shown = Page(text).shown("Hard samples")
     first, late, last = images_of(run, 1, 0), images_of(run, 1, 1), images_of(run, 2, 0)
     unused = images_of(run, 2, 2)
     expected: list[np.ndarray] = []
@@ -109,29 +129,42 @@ def test_hard_samples_stand_beside_what_was_made_for_them(tmp_path: Path, data: 
         assert np.array_equal(pixels, wanted)
 
 
-def test_each_synthetic_sample_shows_what_became_of_it(tmp_path: Path, data: DatasetConfig):
-    run = write(tmp_path, data)
-    fates = [fate for fate, _ in read(run).shown("Hard samples")]
+def test_each_synthetic_sample_shows_what_became_of_it(standard: tuple[RunFolder, str]):
+    _, text = standard
+    fates = [fate for fate, _ in Page(text).shown("Hard samples")]
     assert fates.count("near-copy") == 1
     assert fates[5] == "near-copy"  # row 3 of the first batch: the second sample of the second real one
     assert fates[13:15] == ["not-used", "not-used"]  # stale
     assert (fates.count("kept"), fates.count("dropped"), fates.count("")) == (8, 3, 8)
 
 
-def test_what_vog_dropped_stands_beside_what_it_kept(tmp_path: Path, data: DatasetConfig):
-    run = write(tmp_path, data)
+def test_what_vog_dropped_stands_beside_what_it_kept(standard: tuple[RunFolder, str]):
+    run, text = standard
     scores = {row["id"]: row["vog"] for row in Record.open(run.folder).selection if row["iteration"] == 3}
     batch = next(batch for batch in run.pool.batches() if (batch.feedback, batch.unit) == (2, 0))
     ascending = sorted(range(4), key=lambda row: scores[batch.samples[row].id])
-    shown = read(run).shown("What variance")
+    shown = Page(text).shown("What variance")
     assert [fate for fate, _ in shown] == ["dropped", "kept", "kept", "kept"]
     for (_, pixels), row in zip(shown, ascending, strict=True):
         assert np.array_equal(pixels, images_of(run, 2, 0)[row])
 
 
-def test_a_near_copy_stands_beside_its_real_sample(tmp_path: Path, data: DatasetConfig):
-    run = write(tmp_path, data)
-    (_, real), (fate, made) = read(run).shown("Near copies")
+def test_what_similarity_dropped_is_shown_in_the_place_of_vog(tmp_path: Path, data: DatasetConfig):
+    filters = {"vog": {"enabled": False}, "similarity": {"enabled": True}}
+    run = RunFolder(tmp_path / "run", Dataset.open(data), data, **filters)
+    run.answer(1, 0, (0, 1), [0])
+    candidates = run.pool.take(1)
+    run.journal.selection(2, candidates, [0.9, 0.4], [True, False], "similarity")
+    run.finish(2, {"candidates": 2, "similarity_dropped": 1})
+    parsed = read(run)
+    assert [fate for fate, _ in parsed.shown("What similarity to real samples chose")] == ["dropped", "kept"]
+    assert "near 0.4" in parsed.text and "VoG" not in parsed.text
+    assert "1 dropped by similarity to real samples" in parsed.text
+
+
+def test_a_near_copy_stands_beside_its_real_sample(standard: tuple[RunFolder, str]):
+    run, text = standard
+    (_, real), (fate, made) = Page(text).shown("Near copies")
     assert fate == "near-copy"
     assert np.array_equal(real, run.dataset.image(1))
     assert np.array_equal(made, images_of(run, 1, 0)[3])
@@ -150,9 +183,8 @@ def test_tiny_pictures_are_enlarged_without_smoothing_and_large_ones_made_smalle
 # ---------------------------------------------------------------- the document
 
 
-def test_nothing_is_fetched_from_elsewhere(tmp_path: Path, data: DatasetConfig):
-    run = write(tmp_path, data)
-    text = page(Record.open(run.folder))
+def test_nothing_is_fetched_from_elsewhere(standard: tuple[RunFolder, str]):
+    _, text = standard
     assert "@import" not in text
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
     for tag, named in Page(text).tags:
@@ -162,15 +194,15 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path: Path, data: DatasetConfig):
         assert not [value for value in named.values() if "//" in value]
 
 
-def test_ids_are_unique_and_references_lead_somewhere(tmp_path: Path, data: DatasetConfig):
-    tags = read(write(tmp_path, data)).tags
+def test_ids_are_unique_and_references_lead_somewhere(standard: tuple[RunFolder, str]):
+    tags = Page(standard[1]).tags
     ids = [named["id"] for _, named in tags if "id" in named]
     assert len(ids) == len(set(ids))
     assert {named["href"][1:] for _, named in tags if "href" in named} <= set(ids)
 
 
-def test_charts_take_their_colours_from_the_page(tmp_path: Path, data: DatasetConfig):
-    chart = figures.timeline(Record.open(write(tmp_path, data).folder))
+def test_charts_take_their_colours_from_the_page(standard: tuple[RunFolder, str]):
+    chart = figures.timeline(Record.open(standard[0].folder))
     assert "var(--train)" in chart
     assert not re.search(r"#[0-9a-f]{2}0b0d", chart)
 
@@ -230,8 +262,8 @@ def bars(chart: str, colour: str) -> list[tuple[float, float]]:
     return sorted(found)
 
 
-def test_the_timeline_is_to_scale(tmp_path: Path, data: DatasetConfig):
-    chart = figures.timeline(Record.open(write(tmp_path, data).folder))
+def test_the_timeline_is_to_scale(standard: tuple[RunFolder, str]):
+    chart = figures.timeline(Record.open(standard[0].folder))
     trained, generated = bars(chart, "train"), bars(chart, "generate")
     ticks = [float(x) for x in re.findall(r'id="timeline-xtick_\d+".*?<use [^>]*x="([\d.]+)"', chart, re.DOTALL)]
     labels = [float(text) for text in re.findall(r">(\d+)</text>", chart)]
@@ -244,6 +276,97 @@ def test_the_timeline_is_to_scale(tmp_path: Path, data: DatasetConfig):
     assert seconds(lanes) == pytest.approx([3, 9, 13, 19, 23, 29, 33, 39], abs=0.05)
     batches = [bar for bar in generated if bar[1] - bar[0] > 1.5 * second]
     assert seconds(batches) == pytest.approx([12, 18, 21.5, 28, 26, 30, 32, 34], abs=0.05)
+
+
+# ---------------------------------------------------------------- what the paper measures
+
+
+def measured(tmp_path: Path, data: DatasetConfig, **fields: object) -> RunFolder:
+    """The run of `write_run` with one more iteration, which also measured robustness and features."""
+    run = write_run(tmp_path / "run", Dataset.open(data), data, iterations=5)
+    corrupted = {"gaussian_blur": {"1": 0.7, "5": 0.5}, "speckle_noise": {"1": 0.8, "5": 0.2}}
+    told = {"corrupted": corrupted, "corruption_scale": "cifar-c", "device": "cpu", "synthetic_top1": 0.85}
+    run.finish(4, **told | fields)
+    draw = torch.Generator().manual_seed(0)
+    far = {"real": 1.0, "kept": 2.0, "dropped": 4.0}  # from the origin
+    places = {kind: torch.nn.functional.normalize(torch.randn(12, 6, generator=draw)) * far[kind] for kind in far}
+    places["real"][6:] = -places["real"][:6]  # so that their centre is the origin
+    features.write(run.folder, places, {kind: torch.zeros(12, dtype=torch.long) for kind in far})
+    return run
+
+
+def test_each_figure_has_its_number_and_says_what_it_shows(tmp_path: Path, data: DatasetConfig):
+    text = read(measured(tmp_path, data)).text
+    assert "Not measured" not in text
+    assert "Figure 6a, Table 14. At the end the model is right on 100.0 % of the training samples and on 90.0 %" in text
+    assert "Table 13. Clean 90.0 %; mean over the severities: Gaussian blur 60.0 % (-30.0 points), speckle" in text
+    assert "Figure 6c. Accuracy at the end: real 100.0 %, synthetic 85.0 %, held out 90.0 %. Synthetic data" in text
+    assert "fits like held-out data" in text
+    assert "Figure 6b. Synthetic gradients were the larger ones in 2 of 2 iterations" in text
+    assert "in the last one they were 1.3 times the real ones" in text  # 2 over 1.5
+    assert "Figure 5, left. Correlation r = -1.00 over 2 classes: the weaker a class, the more" in text
+    assert "Figure 3. From the centre of their class's real samples, kept synthetic samples are 2.00 times" in text
+    assert "dropped ones 4.00 times: dropped ones lie further out" in text
+    assert "Figure 4. 52.5 CPU seconds in all, most of it training (45.7 %). What adapting took was not" in text
+
+
+def test_the_papers_tables_by_hand(tmp_path: Path, data: DatasetConfig):
+    run = measured(tmp_path, data, synthetic_top1=0.75)
+    baseline = RunFolder(tmp_path / "real-only", Dataset.open(data), data, mode="real")
+    baseline.trainer("train", 0, 6, 0)
+    baseline.finish(0, test_top1=0.72)
+    rows = {cells[0]: cells[1:] for cells in read(run, baseline).cells}
+    assert rows["Clean"] == ["72.0 %", "90.0 %"]
+    assert rows["Gaussian blur"] == ["\N{EN DASH}", "60.0 %"]
+    assert rows["Speckle noise"] == ["\N{EN DASH}", "50.0 %"]
+    assert rows["Training set"] == ["60.0 %", "100.0 %"]
+    assert rows["Synthetic samples"] == ["\N{EN DASH}", "75.0 %"]
+    assert rows["Training"] == ["6.00", "24.00"]
+    assert rows["Generating"] == ["\N{EN DASH}", "16.50"]
+    assert rows["In all, seconds"] == ["6.00", "52.50"]
+
+
+def test_the_robustness_chart_is_to_scale(tmp_path: Path, data: DatasetConfig):
+    chart = paper.robustness(Record.open(measured(tmp_path, data).folder), [])
+    assert chart is not None
+    (line,) = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--real\)[^>]*stroke-linecap: square', chart)[:1]
+    (_, clean), (_, mild), (_, strong) = [tuple(map(float, at)) for at in re.findall(r"([-\d.]+) ([-\d.]+)", line)]
+    assert (mild - clean) / (strong - clean) == pytest.approx((0.9 - 0.7) / (0.9 - 0.5), abs=1e-3)
+
+
+def test_the_same_features_give_the_same_picture(tmp_path: Path, data: DatasetConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(paper, "_tsne", TSNE)
+    found = feature_file.read(measured(tmp_path, data).folder)
+    chart = paper.feature_map(found, ["cat", "dog"])
+    assert chart is not None and chart == paper.feature_map(found, ["cat", "dog"])
+    assert ">cat<" in chart and ">dog<" not in chart
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path, data: DatasetConfig):
+    held_out = ("test_top1", "per_class", "worst_case_disparity", "train_val_gap")
+    run = RunFolder(tmp_path / "run", Dataset.open(data), data, mode="real")
+    run.finish(0, gradient_real=None, **dict.fromkeys(held_out, "absent"))
+    text = read(run).text
+    for number in ("Table 13", "6a, Table 14", "Figure 6b", "Figure 6c", "Figure 5, left", "Figure 3", "Figure 4"):
+        assert f"{number}. Not measured in this run." in text
+
+
+def test_prompts_stand_beside_what_was_made_from_them(tmp_path: Path, data: DatasetConfig):
+    run = write(tmp_path, data)
+    assert "Captions were perturbed" not in read(run).text
+    path = run.folder / "batches" / "000001-000000.json"
+    batch = Record.open(run.folder).batches[0]
+    by = ["llama", "llama", "llama", "template"] * 2
+    samples = [
+        sample.model_copy(update={"prompt": f"a <b>cat</b>, version {row}", "prompt_by": by[row]})
+        for row, sample in enumerate(batch.samples)
+    ]
+    path.write_text(batch.model_copy(update={"samples": samples}).model_dump_json())
+    parsed = read(run)
+    assert "Captions were perturbed (Figure 2) by llama (6 samples), template (2 samples)." in parsed.text
+    assert "The template stood in for the language model in 25.0 % of them." in parsed.text
+    assert "2 prompts a <b>cat</b>, version 2 (llama) a <b>cat</b>, version 3 (template)" in parsed.text
+    assert summary_of(Record.open(run.folder)).caption_fallback == 0.25
 
 
 # ---------------------------------------------------------------- what may be missing
@@ -317,6 +440,41 @@ def test_an_offline_run(tmp_path: Path, data: DatasetConfig):
     assert "drawn again" in parsed.text
     assert "Asked for beforehand" in parsed.text
     assert "score" not in parsed.text.partition("Asked for beforehand")[2].partition("What variance")[0]
+
+
+def test_a_synthetic_run_shows_its_pool_and_what_was_made_from_its_members(tmp_path: Path, data: DatasetConfig):
+    run = RunFolder(tmp_path / "run", Dataset.open(data), data, mode="synthetic", feedback={"criterion": "similarity"})
+    run.ask(0, range(3), each=1)
+    run.answer(0, 0, (0, 5), range(3), each=1)
+    run.journal.dropped(0, run.pool.take(0), "pool")
+    members = [sample for batch in run.pool.batches() for sample in batch.samples]
+    for feedback in (2, 3):  # about members of the pool, which are samples of the run
+        run.ask(feedback, range(2))
+        path = run.folder / "feedback" / f"{feedback:06d}.json"
+        asked = Feedback.model_validate_json(path.read_bytes())
+        pixels = [codec.image_to_base64(image) for image in images_of(run, 0, 0)]
+        samples = [
+            sample.model_copy(update={"sample_id": members[row].id, "pixels": pixels[row]})
+            for row, sample in enumerate(asked.samples)
+        ]
+        path.write_text(asked.model_copy(update={"samples": samples}).model_dump_json())
+    entries = [SimpleNamespace(id=member.id, label=member.label, class_name=member.class_name) for member in members]
+    run.dataset = SimpleNamespace(samples=entries)
+    run.answer(2, 0, (5, 9), range(2))
+    run.answer(3, 0, (9, 12), range(2))
+    run.finish(2, {"candidates": 4})
+    parsed = read(run)
+    hard = parsed.text.partition("Hard samples and")[2].partition("What variance")[0]
+    pool, *later = re.split(r"Asked for in iteration (\d+)", hard)
+    assert later[::2] == ["3", "4"]
+    assert "The pool was made beforehand" in pool and "Asked for beforehand" in pool and "score 0" not in pool
+    assert "Lowest score first. The score is the negated similarity" in pool
+    assert "score 0 " in later[1] and "score 0.1" in later[1]
+    alts = [named["alt"].split(" of ")[0] for tag, named in parsed.tags if tag == "img"]
+    assert alts[:6] == ["real sample", "synthetic sample"] * 3
+    assert alts[6:18] == ["pool member", "synthetic sample", "synthetic sample"] * 4
+    assert np.array_equal(parsed.shown("Hard")[6][1], images_of(run, 0, 0)[0])
+    assert "A pool of synthetic samples stood in for the real ones" in parsed.text
 
 
 def test_many_classes_show_the_weakest(tmp_path: Path, data: DatasetConfig):

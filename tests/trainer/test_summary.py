@@ -56,6 +56,21 @@ def test_accuracies_are_those_of_the_last_iteration(tmp_path: Path, data: Datase
     assert (made.worst_case_disparity, made.train_val_gap) == (0.8, 0.1)
 
 
+def test_what_the_paper_measures(tmp_path: Path, data: DatasetConfig):
+    run = write(tmp_path, data, iterations=5)
+    early = summarise(run.folder)
+    assert (early.robustness, early.synthetic_top1, early.device, early.caption_fallback) == (None, None, None, None)
+    corrupted = {"gaussian_blur": {"1": 0.75, "3": 0.5}, "speckle_noise": {"2": 0.625}}
+    run.finish(4, corrupted=corrupted, synthetic_top1=0.5, device="cuda", devices=2)
+    made = summarise(run.folder)
+    assert made.robustness == {"gaussian_blur": 0.625, "speckle_noise": 0.625}
+    assert (made.synthetic_top1, made.device) == (0.5, "cuda")
+    assert made.device_hours["train"] == pytest.approx(2 * 24 / 3600)
+    # The first iteration was given eight cats and no dog, and cats were the weaker class.
+    assert made.count_correlation == pytest.approx(-1.0)
+    assert made.prompts_by == {}
+
+
 @pytest.mark.parametrize("damage", ["lost row", "row twice", "unknown sample", "lost batch", "stale miscounted"])
 def test_files_that_disagree_do_not_balance(tmp_path: Path, data: DatasetConfig, damage: str):
     folder = write(tmp_path, data).folder

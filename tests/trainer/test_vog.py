@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.selection.vog import keep, vog, vog_from_gradients
+from trainer.selection.ranking import keep
+from trainer.selection.vog import vog, vog_from_gradients
 
 REFERENCE = Path(__file__).parents[2].parent / "shared/data/vog_reference.npz"
 

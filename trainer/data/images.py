@@ -97,3 +97,13 @@ class SyntheticImages(TorchDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
         return self.images[index], int(self.labels[index]), True
+
+
+class StandIn(SyntheticImages):
+    """Synthetic samples in the place of the real ones, as which they count. Items are (image, label, False)."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
+        return self.images[index], int(self.labels[index]), False
+
+
+Images = RealImages | SyntheticImages

@@ -2,68 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from protocol import codec
 from protocol.messages import Feedback
 from trainer.report.pictures import Album, Pair, Picture
+from trainer.report.words import FILTERS, count, percent
+from trainer.summary import TEMPLATE
 
 HARD_ROWS = 6  # of each of the two iterations shown
 MADE = 8  # synthetic samples beside each real one
-VOG_CLASSES = 10
-VOG_EACH = 5  # lowest and highest of each class
+FILTER_CLASSES = 10
+FILTER_EACH = 5  # lowest and highest of each class
 NEAR_COPIES = 12
 TINY = 64  # pixels: pictures up to this side are enlarged without smoothing
 CRITERIA = {
     "marginal": "the probability that the model gave to its own class: the lower, the harder",
     "entropy": "the negated entropy of the model's prediction: the lower, the less sure",
     "random": "drawn at random",
+    "similarity": "the negated similarity to its nearest neighbours: the lower, the more typical",
+}
+MEANINGS = {
+    "vog": "The score (VoG) is how much the gradient at a sample's pixels changed while the model learnt",
+    "similarity": "The score is how similar a sample's features are to those of the nearest real samples",
 }
 FATES = {
     "kept": "trained on",
-    "dropped": "dropped by variance of gradients",
+    "dropped": "dropped by the filter",
     "near copy": "dropped as a near copy",
     "not used": "not used",
 }
 
 
-def hard_samples(album: Album) -> str:
-    """The hardest real samples of the first and the last answered question, each beside what was made for it."""
+def hard_samples(album: Album, prompts_by: Mapping[str, int]) -> str:
+    """The hardest samples of the first and the last answered question, each beside what was made for it; before them
+    the pool, where there is one.
+
+    Args:
+        prompts_by: who perturbed captions -> the samples made from its prompts.
+    """
     answered = album.answered()
     if not answered:
         return "<p>No synthetic samples were made for real ones in this run.</p>"
-    criterion = album.record.config.feedback.criterion
-    text = f"<p>Hardest first. The score is {CRITERIA.get(criterion, f'by the criterion {escape(criterion)}')}.</p>"
-    if album.record.config.mode == "offline":
+    pools = [feedback for feedback in answered if album.is_pool(feedback)]
+    asked = [feedback for feedback in answered if not album.is_pool(feedback)]
+    return (
+        _order(album, pools, asked)
+        + _perturbed(prompts_by)
+        + _missing(album)
+        + _key()
+        + "".join(_asked(album, feedback) for feedback in (*pools, *asked[:1], *asked[1:][-1:]))
+    )
+
+
+def _order(album: Album, pools: Sequence[Feedback], asked: Sequence[Feedback]) -> str:
+    """Which samples are shown, and what their scores are."""
+    criterion, text = album.record.config.feedback.criterion, ""
+    if pools:
         text = "<p>The pool was made beforehand for every real sample; these are the first of them.</p>"
-    shown = answered if len(answered) == 1 else [answered[0], answered[-1]]
-    return text + _missing(album) + _key() + "".join(_asked(album, feedback) for feedback in shown)
+    if pools and asked:
+        text += "<p>Its members then took the place of the real samples, and were asked about later.</p>"
+    if asked:
+        told = CRITERIA.get(criterion, f"by the criterion {escape(criterion)}")
+        text += f"<p>{'Lowest score' if criterion == 'similarity' else 'Hardest'} first. The score is {told}.</p>"
+    return text
 
 
 def _asked(album: Album, feedback: Feedback) -> str:
     pairs = album.hardest(feedback, HARD_ROWS, MADE)
-    title = (
-        "Asked for beforehand"
-        if album.record.config.mode == "offline"
-        else f"Asked for in iteration {feedback.feedback + 1}"
-    )
-    return f"<h3>{title}</h3>{_pairs(pairs, 'real', 'made for it')}"
+    if album.is_pool(feedback):
+        return f"<h3>Asked for beforehand</h3>{_pairs(pairs, 'real', 'made for it')}"
+    left = "pool" if album.record.config.mode == "synthetic" else "real"
+    return f"<h3>Asked for in iteration {feedback.feedback + 1}</h3>{_pairs(pairs, left, 'made for it')}"
 
 
-def chosen_by_vog(album: Album) -> str:
+def chosen(album: Album) -> str:
     """For each class, what was dropped beside what was kept, in the last iteration that dropped anything."""
-    classes = album.by_vog(VOG_CLASSES, VOG_EACH)
+    classes, name = album.by_filter(FILTER_CLASSES, FILTER_EACH), FILTERS[album.filter]
     if not classes:
-        return "<p>Variance of gradients dropped nothing in this run.</p>"
+        return f"<p>{name.capitalize()} dropped nothing in this run.</p>"
     rows = "".join(
         f'<b>{escape(name)}</b><div class="strip">{_strip(dropped)}</div><div class="strip">{_strip(kept)}</div>'
         for name, dropped, kept in classes
     )
     return (
-        "<p>The score (VoG) is how much the gradient at a sample's pixels changed while the model learnt; samples off "
-        "the real distribution tend to score low. The scores are those of the last iteration that dropped any; at most "
-        f"{VOG_CLASSES} classes are shown, each from its lowest to its highest score.</p>"
+        f"<p>{MEANINGS[album.filter]}; samples off the real distribution tend to score low. The scores are those of "
+        f"the last iteration that dropped any; at most {FILTER_CLASSES} classes are shown, each from its lowest to its "
+        "highest score.</p>"
         '<div class="card"><div class="rows"><span class="head">class</span><span class="head">lowest: dropped</span>'
         f'<span class="head split">highest: kept</span>{rows}</div></div>'
     )
@@ -94,6 +120,31 @@ def _missing(album: Album) -> str:
     )
 
 
+def _perturbed(prompts_by: Mapping[str, int]) -> str:
+    """Who wrote the prompts, and how often the template had to stand in for the language model."""
+    if not prompts_by:
+        return ""
+    total = sum(prompts_by.values())
+    who = ", ".join(f"{escape(name)} ({count(number)} samples)" for name, number in prompts_by.items())
+    told = f"<p>Captions were perturbed (Figure 2) by {who}."
+    if len(prompts_by) > 1 and TEMPLATE in prompts_by:
+        told += f" The template stood in for the language model in {percent(prompts_by[TEMPLATE] / total)} of them."
+    return told + "</p>"
+
+
+def _prompts(pair: Pair) -> str:
+    """The prompts of a row's synthetic samples, in their order, where they say more than the class."""
+    if pair.caption is None and not any(picture.prompt_by for picture in pair.made):
+        return ""
+    items = "".join(f"<li>{escape(picture.prompt)} {_by(picture)}</li>" for picture in pair.made)
+    real = f"; caption: {escape(pair.caption)}" if pair.caption else ""
+    return f'<details class="prompts"><summary>{len(pair.made)} prompts{real}</summary><ol>{items}</ol></details>'
+
+
+def _by(picture: Picture) -> str:
+    return f"<small>({escape(picture.prompt_by)})</small>" if picture.prompt_by else ""
+
+
 def _key() -> str:
     colours = {"kept": "--good", "dropped": "--bad", "near copy": "--vog", "not used": "--muted"}
     items = (f'<li><i style="background:var({colour})"></i>{FATES[fate]}</li>' for fate, colour in colours.items())
@@ -103,6 +154,7 @@ def _key() -> str:
 def _pairs(pairs: Sequence[Pair], left: str, right: str) -> str:
     rows = "".join(
         f'<b>{escape(pair.class_name)}</b>{_picture(pair.real)}<div class="strip split">{_strip(pair.made)}</div>'
+        f"{_prompts(pair)}"
         for pair in pairs
     )
     head = f'<span class="head">class</span><span class="head">{left}</span><span class="head split">{right}</span>'

@@ -10,24 +10,32 @@ from collections.abc import Sequence
 from html import escape
 
 from trainer.record import Record
-from trainer.report import figures, gallery, tables
+from trainer.report import figures, gallery, measured, tables
 from trainer.report.pictures import Album
 from trainer.report.style import CSS
+from trainer.report.words import FILTERS, seconds
+from trainer.settings import TrainerConfig
 from trainer.summary import Summary, summary_of
 
 
 def page(record: Record, baselines: Sequence[Record] = ()) -> str:
     """The whole report of a run, as one HTML document."""
     album = Album(record)
+    names = _class_names(record, album)
     own, others = summary_of(record), [summary_of(baseline) for baseline in baselines]
     sections = [
         _header(record, own, others),
         _section("Comparison" if others else "The run in numbers", tables.comparison(own, others)),
         _section("Where the samples went", tables.books(own)),
-        _section("Curves", _curves(record, baselines, album)),
+        _section("Curves", _curves(record, baselines)),
+        _section("Does it overfit, and what teaches it?", measured.fit(record, baselines, own, others)),
+        _section("Robustness", measured.robustness(record, baselines, own, others)),
+        _section("Which classes were given samples", measured.classes(record, names)),
+        _section("Where the samples lie", measured.features(record, names)),
+        _section("What it cost", measured.hours(own, others)),
         _section("Who worked when", _timeline(record, own)),
-        _section("Hard samples and what was made for them", gallery.hard_samples(album)),
-        _section("What variance of gradients chose", gallery.chosen_by_vog(album)),
+        _section("Hard samples and what was made for them", gallery.hard_samples(album, own.prompts_by)),
+        _section(f"What {FILTERS[album.filter]} chose", gallery.chosen(album)),
         _section("Near copies", gallery.near_copies(album)),
         _section("Events", _events(record)),
         _section("Settings", _settings(record)),
@@ -72,9 +80,11 @@ def _explanation(record: Record) -> str:
     if config.mode == "offline":
         how = "Synthetic samples were made beforehand, some for every real one, and drawn again in each iteration."
     else:
-        how = (
-            "In each iteration the real samples that the model was least sure of were sent to a generator, which made "
-            "new ones like them. "
+        about = "members of that pool" if config.mode == "synthetic" else "real samples"
+        how = "A pool of synthetic samples stood in for the real ones. " if config.mode == "synthetic" else ""
+        how += (
+            f"In each iteration the {about} that the model was least sure of were sent to a generator, which made new "
+            "ones like them. "
         )
         how += (
             "Every iteration waited for the samples it asked for."
@@ -83,17 +93,29 @@ def _explanation(record: Record) -> str:
             "earlier were used, older ones dropped."
         )
     filters = []
-    if config.vog.enabled:
-        filters.append(f"variance of gradients dropped {config.vog.fraction:.0%} of each class once an iteration")
+    if config.filter:
+        filters.append(f"{FILTERS[config.filter]} dropped {_dropped(config)} of each class once an iteration")
     if config.lookahead.enabled:
         filters.append(f"lookahead kept {config.lookahead.keep:.0%} of the synthetic rows of each batch")
     return f"{how} Of what came, {' and '.join(filters)}." if filters else how
 
 
+def _dropped(config: TrainerConfig) -> str:
+    return "a part that it learnt" if config.thresholds.auto else f"{config.dropped:.0%}"
+
+
 # ---------------------------------------------------------------- charts
 
 
-def _curves(record: Record, baselines: Sequence[Record], album: Album) -> str:
+def _class_names(record: Record, album: Album) -> list[str]:
+    """By label, as far as the classes were evaluated."""
+    named = dict(enumerate(album.classes)) | record.class_names()
+    evaluated = record.metrics[-1] if record.metrics else {}
+    labels = max([len(evaluated.get(field) or []) for field in ("per_class", "train_per_class")] + [len(album.classes)])
+    return [named.get(label, f"class {label}") for label in range(labels)]
+
+
+def _curves(record: Record, baselines: Sequence[Record]) -> str:
     if not record.metrics:
         return "<p>No iteration is finished yet, so there is nothing to draw.</p>"
     notes = []
@@ -103,20 +125,11 @@ def _curves(record: Record, baselines: Sequence[Record], album: Album) -> str:
         notes.append("Only one iteration is finished: each curve is a single point.")
     if not any(row["kept"] for row in record.selection):
         notes.append("No synthetic samples were trained on.")
-    small = [figures.accuracy(record, baselines), figures.losses(record), figures.gradients(record)]
+    charts = [figures.accuracy(record, baselines), figures.losses(record)]
     if record.selection:
-        small.insert(1, figures.counts(record))
-    wide = ""
-    if record.metrics[-1].get("per_class"):
-        accuracies = record.metrics[-1]["per_class"]
-        named = dict(enumerate(album.classes)) | record.class_names()
-        names = [named.get(label, f"class {label}") for label in range(len(accuracies))]
-        chart = figures.classes(record, names)
-        hidden = len(names) - figures.MOST_CLASSES
-        more = f"The {figures.MOST_CLASSES} weakest of {len(names)} classes." if hidden > 0 else ""
-        wide = f'<figure class="card wide">{chart}<figcaption>{more}</figcaption></figure>'
-    cards = "".join(f'<figure class="card">{chart}</figure>' for chart in small)
-    return f'<p class="note">{" ".join(notes)}</p><div class="charts">{cards}</div>{wide}'
+        charts.insert(1, figures.counts(record))
+    cards = "".join(measured.figure(chart, "") for chart in charts)
+    return f'<p class="note">{" ".join(notes)}</p><div class="charts">{cards}</div>'
 
 
 def _timeline(record: Record, own: Summary) -> str:
@@ -124,12 +137,12 @@ def _timeline(record: Record, own: Summary) -> str:
         return "<p>No interval is recorded yet.</p>"
     said = "No generator worked for this run."
     if own.generated:
-        together, wall = tables.seconds(own.overlap_s), tables.seconds(own.wall_s)
+        together, wall = seconds(own.overlap_s), seconds(own.wall_s)
         said = (
             f"For {together} of {wall} the generator worked while the model trained. Batches that answer alternate "
             "iterations are drawn in alternate shades."
         )
-    return f'<p>{said}</p><figure class="card wide">{figures.timeline(record)}</figure>'
+    return f"<p>{said}</p>{measured.figure(figures.timeline(record), '', wide=True)}"
 
 
 # ---------------------------------------------------------------- the rest

@@ -22,7 +22,15 @@ from protocol.messages import Feedback, MarginalSample
 from trainer.record import Record
 
 Fate = Literal["kept", "dropped", "near copy", "not used"]
-SHOWN_FATES: dict[str, Fate] = {"trained": "kept", "vog": "dropped", "near copy": "near copy", "stale": "not used"}
+SHOWN_FATES: dict[str, Fate] = {
+    "trained": "kept",
+    "pool": "kept",
+    "vog": "dropped",
+    "similarity": "dropped",
+    "near copy": "near copy",
+    "stale": "not used",
+}
+SCORES = {"vog": "VoG", "similarity": "near"}  # filter -> what its score is called below a picture
 LARGEST = 160  # pixels of the longer side; larger pictures are made smaller
 
 
@@ -34,15 +42,18 @@ class Picture:
     alt: str
     note: str  # below the picture
     fate: Fate | None = None  # None: a real sample
+    prompt: str = ""  # that it was made from
+    prompt_by: str | None = None  # who perturbed it; None: nobody
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A real sample and the synthetic ones made from it."""
+    """A real sample, or a member of the pool that stands in for them, and the synthetic ones made from it."""
 
     real: Picture
     made: list[Picture]
     class_name: str
+    caption: str | None = None  # of the real sample
 
 
 class Album:
@@ -52,7 +63,7 @@ class Album:
     """
 
     def __init__(self, record: Record):
-        self.record = record
+        self.record, self.filter = record, record.config.filter or "vog"
         self.missing: str | None = None
         self._dataset: Dataset | None = None
         try:
@@ -81,7 +92,8 @@ class Album:
     # ------------------------------------------------------------ pixels
 
     def real(self, sample_id: str) -> np.ndarray | None:
-        """A real sample: from the dataset, or as it was sent with the feedback; None when neither has it."""
+        """What a question is about: a real sample from the dataset, or, like members of a pool, as it was sent with the
+        feedback; None when neither has it."""
         if self._dataset is not None and sample_id in self._dataset:
             return self._dataset.image(sample_id)
         sent = self._sent.get(sample_id)
@@ -101,42 +113,53 @@ class Album:
         answered = {sample.feedback for sample in self.record.samples()}
         return [feedback for feedback in self.record.feedback if feedback.feedback in answered and feedback.samples]
 
+    def is_pool(self, feedback: Feedback) -> bool:
+        """Whether a question asks for a pool: images of every real sample, of which none was scored."""
+        return self.record.config.has_pool and feedback.feedback == 0
+
     def hardest(self, feedback: Feedback, most: int, most_made: int) -> list[Pair]:
-        """The hardest real samples of a question that were answered, hardest first, each with what was made for it."""
+        """The hardest samples of a question that were answered, hardest first, each with what was made for it."""
         asked = sorted(feedback.samples, key=lambda sample: sample.score)
         answered = [sample for sample in asked if self._by_source[feedback.feedback, sample.sample_id]]
         return [self._pair(feedback, sample, most_made) for sample in answered[:most]]
 
     def _pair(self, feedback: Feedback, hard: MarginalSample, most: int) -> Pair:
         made = sorted(self._by_source[feedback.feedback, hard.sample_id], key=lambda sample: sample.index)[:most]
-        note = "" if self.record.config.mode == "offline" else f"score {hard.score:.2g}"  # a pool is asked without one
+        note = "" if self.is_pool(feedback) else f"score {hard.score:.2g}"
+        kind = "pool member" if hard.sample_id in self._samples else "real sample"
         return Pair(
-            real=Picture(_shown(self.real(hard.sample_id)), f"real sample of class {hard.class_name}", note),
+            real=Picture(_shown(self.real(hard.sample_id)), f"{kind} of class {hard.class_name}", note),
             made=[self._made(sample) for sample in made],
             class_name=hard.class_name,
+            caption=hard.caption,
         )
 
     def _made(self, sample: Sample) -> Picture:
         fate = self.fate(sample)
-        score = self._rows.get(sample.id, {}).get("vog")
-        alt = f"synthetic sample of class {sample.class_name}, {fate}"
-        return Picture(_shown(self.synthetic(sample.id)), alt, "" if score is None else f"VoG {score:.2g}", fate)
+        score = self._rows.get(sample.id, {}).get(self.filter)
+        return Picture(
+            pixels=_shown(self.synthetic(sample.id)),
+            alt=f"synthetic sample of class {sample.class_name}, {fate}",
+            note="" if score is None else f"{SCORES[self.filter]} {score:.2g}",
+            fate=fate,
+            prompt=sample.prompt,
+            prompt_by=sample.prompt_by,
+        )
 
     def fate(self, sample: Sample) -> Fate:
         """What became of a synthetic sample; offline, the last time it was drawn."""
         row = self._rows.get(sample.id)
         return SHOWN_FATES[row["fate"]] if row is not None else "not used"
 
-    def by_vog(self, most_classes: int, most: int) -> list[tuple[str, list[Picture], list[Picture]]]:
-        """For each class, the samples of lowest VoG that were dropped and those of highest VoG that were kept.
+    def by_filter(self, most_classes: int, most: int) -> list[tuple[str, list[Picture], list[Picture]]]:
+        """For each class, the samples of lowest score that were dropped and those of highest score that were kept.
 
         Only of the last iteration that dropped any, as scores compare within one; classes in order of their names.
         """
-        dropping = [row["iteration"] for row in self.record.selection if row["fate"] == "vog"]
-        rows = [
-            r for r in self.record.selection if dropping and r["iteration"] == dropping[-1] and r["vog"] is not None
-        ]
-        rows.sort(key=lambda row: row["vog"])
+        dropping = [row["iteration"] for row in self.record.selection if row["fate"] == self.filter]
+        chosen = [row for row in self.record.selection if dropping and row["iteration"] == dropping[-1]]
+        rows = [row for row in chosen if row.get(self.filter) is not None]
+        rows.sort(key=lambda row: row[self.filter])
         found = []
         for name in sorted({row["class"] for row in rows if not row["kept"]})[:most_classes]:
             dropped = [row["id"] for row in rows if row["class"] == name and not row["kept"]][:most]

@@ -1,60 +1,44 @@
 """Which real samples the model is least sure of: the feedback for the generator (GenDataAgent 2.2).
 
-Every criterion maps logits to scores of which the LOWEST are the most marginal, so that one selection serves them all.
-Scores are float64: in float32 the probabilities of a well-fitted set round to 1 and their order is lost. This module
-does not know how the logits were made, nor what is done with the samples it picks.
+Every criterion maps scored samples to scores of which the LOWEST are the most marginal, so that one selection serves
+them all. Scores are float64: in float32 the probabilities of a well-fitted set round to 1 and their order is lost. This
+module does not know how the logits were made, nor what is done with the samples that are picked.
 
-Shapes: N samples, C classes.
+Shapes: N samples, C classes, D features.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def marginal(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Softmax probability of the true class, GenDataAgent eq. 1.
+@dataclass(frozen=True)
+class Scored:
+    """What a criterion may look at; it takes what it needs."""
 
-    Args:
-        logits: [N, C]. labels: [N], int64. generator: not used.
-
-    Returns:
-        [N], in [0, 1].
-    """
-    return logits.double().softmax(1).gather(1, labels[:, None]).squeeze(1)
+    logits: Tensor  # [N, C]
+    labels: Tensor  # [N], int64
+    features: Callable[[], Tensor]  # [N, D]: costs another pass over the samples
+    generator: torch.Generator  # the only source of randomness
+    neighbours: int = 15  # that similarity looks at
 
 
-def entropy(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Negated entropy of the predicted distribution in nats, the selection of Hemmat et al. 2023.
+def marginal(samples: Scored) -> Tensor:
+    """Softmax probability [N] of the true class, in [0, 1]: GenDataAgent eq. 1."""
+    return samples.logits.double().softmax(1).gather(1, samples.labels[:, None]).squeeze(1)
 
-    Args:
-        logits: [N, C]. labels: not used. generator: not used.
 
-    Returns:
-        [N], in [-log C, 0].
-    """
-    log_p = logits.double().log_softmax(1)
+def entropy(samples: Scored) -> Tensor:
+    """Negated entropy [N] of the predicted distribution in nats, in [-log C, 0]: Hemmat et al. 2023."""
+    log_p = samples.logits.double().log_softmax(1)
     return (log_p.exp() * log_p).sum(1)
 
 
-def random(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform scores in [0, 1), whatever the model says: the baseline.
-
-    Args:
-        logits: [N, C]; only N and the device count. labels: not used. generator: the source of randomness.
-    """
-    draws = torch.rand(len(logits), generator=generator, device=generator.device, dtype=torch.float64)
-    return draws.to(logits.device)
-
-
-def lowest(scores: Tensor, k: int) -> Tensor:
-    """Indices of the k lowest scores, lowest first; equal scores in order of index.
-
-    Args:
-        scores: [N]. k: how many; at most N are returned.
-
-    Returns:
-        [min(k, N)], int64.
-    """
-    return torch.argsort(scores, stable=True)[:k]
+def random(samples: Scored) -> Tensor:
+    """Uniform scores [N] in [0, 1), whatever the model says: the baseline."""
+    generator, n = samples.generator, len(samples.labels)
+    return torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).to(samples.logits.device)

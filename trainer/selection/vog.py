@@ -8,7 +8,6 @@ Shapes: N samples, C checkpoints, H, W pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -70,25 +69,6 @@ def vog(
 def vog_from_gradients(gradients: Tensor, *, spread: Spread = "std") -> Tensor:
     """Variance of gradients [N] from channel-averaged gradients [N, C, H, W] of C checkpoints: eqs. 5 and 6."""
     return _score(gradients.unbind(1), spread)
-
-
-def keep(scores: Tensor, labels: Tensor, fraction: float) -> Tensor:
-    """Which samples survive: of each class j, the floor(fraction * n_j) lowest scores are dropped, eq. 7.
-
-    Args:
-        scores: [N], finite. labels: [N], int64, non-negative. fraction: in [0, 1].
-
-    Returns:
-        [N], bool, True to keep. Of equal scores the earlier index is dropped first.
-    """
-    assert 0.0 <= fraction <= 1.0 and bool(scores.isfinite().all())
-    by_score = torch.argsort(scores, stable=True)
-    order = by_score[torch.argsort(labels[by_score], stable=True)]  # by class; within a class by score
-    kept = torch.ones_like(labels, dtype=torch.bool)
-    for members in order.split(torch.bincount(labels).tolist()):
-        dropped = math.floor(fraction * len(members) + 1e-9)  # 0.29 * 100 is 28.999...
-        kept[members[:dropped]] = False
-    return kept
 
 
 def _input_gradient(model: nn.Module, snapshot: Snapshot, x: Tensor, y: Tensor, logit: Logit) -> Tensor:

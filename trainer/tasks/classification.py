@@ -20,6 +20,7 @@ from protocol.errors import ConfigError
 from trainer.eval_mode import eval_mode
 from trainer.losses.cross_entropy import cross_entropy
 from trainer.selection.vog import true_class_logit
+from trainer.tasks.randaugment import randaugment
 from trainer.tasks.small_cnn import SmallCNN
 
 Rgb = tuple[float, float, float]
@@ -40,6 +41,8 @@ class ClassificationConfig(BaseModel):
     label_smoothing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # 0 off; 1 forgets the label
     shift: int = Field(default=0, ge=0)  # augmentation: up to so many pixels in each direction, edges repeated; 0 off
     flip: bool = False  # augmentation: mirror left and right, half of the time; wrong for digits and text
+    randaugment: int = Field(default=0, ge=0, le=14)  # augmentation: operations of RandAugment on each image; 0 off
+    randaugment_magnitude: int = Field(default=9, ge=0, le=30)  # of those operations; 30 is the strongest
 
 
 class Classification:
@@ -73,21 +76,35 @@ class Classification:
         """A new model on the CPU with one output a class.
 
         Raises:
-            ConfigError: pretrained weights that are neither cached nor reachable.
+            ConfigError: pretrained weights that are neither cached nor reachable, or an image_size that the model
+                cannot take.
         """
         config, classes = self.config, len(self.classes)
         if self._timm_name is None:
             return SmallCNN(classes, config.image_size, config.drop_rate)
         size = {"img_size": config.image_size} if self._fixed_size else {}
         try:
-            return timm.create_model(
+            model = timm.create_model(
                 self._timm_name, pretrained=config.pretrained, num_classes=classes, drop_rate=config.drop_rate, **size
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise ConfigError(
                 f"cannot get the weights of {self._timm_name!r}: {error}. Download them on a machine with network into"
                 " HF_HOME, or set pretrained = false",
                 param="pretrained",
+            ) from error
+        self._check_size(model)
+        return model
+
+    def _check_size(self, model: nn.Module) -> None:
+        size = self.config.image_size
+        try:
+            self.predict(model, torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"{self._timm_name!r} cannot take images of {size} pixels ({error}): set image_size to the "
+                "model's own, or to another multiple of its patch or stride",
+                param="image_size",
             ) from error
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -97,11 +114,27 @@ class Classification:
         return (x - mean[:, None, None]) / std[:, None, None]
 
     def augment(self, x: Tensor, generator: torch.Generator, first: int = 0, total: int | None = None) -> Tensor:
-        """Each row of x [B, 3, S, S] shifted and mirrored on its own, all by one gather; see `Task.augment`."""
+        """Each row of x [B, 3, S, S] on its own: RandAugment, shifted, mirrored; see `Task.augment`."""
+        drawn, own = len(x) if total is None else total, slice(first, first + len(x))
+        if self.config.randaugment:
+            seeds = torch.randint(2**62, (drawn,), generator=generator, device=generator.device)[own]
+            x = self._randaugmented(x, seeds)
+        if self.config.shift or self.config.flip:
+            x = self._moved(x, generator, drawn, own)
+        return x
+
+    def _randaugmented(self, x: Tensor, seeds: Tensor) -> Tensor:
+        mean, std = self._mean.to(x.device), self._std.to(x.device)
+        images = ((x * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).to(torch.uint8)
+        config, fill = self.config, (255 * self._mean).tolist()
+        images = randaugment(
+            images, seeds.tolist(), ops=config.randaugment, magnitude=config.randaugment_magnitude, fill=fill
+        )
+        return self.preprocess(images.permute(0, 2, 3, 1))
+
+    def _moved(self, x: Tensor, generator: torch.Generator, drawn: int, own: slice) -> Tensor:
+        """Each row shifted and mirrored, all by one gather."""
         shift, (batch, channels, height, width) = self.config.shift, x.shape
-        if not shift and not self.config.flip:
-            return x
-        drawn, own = batch if total is None else total, slice(first, first + batch)
         offsets = torch.randint(-shift, shift + 1, (2, drawn, 1), generator=generator, device=generator.device)
         dy, dx = offsets[:, own].to(x.device)
         rows = (torch.arange(height, device=x.device) + dy).clamp(0, height - 1)
@@ -121,6 +154,17 @@ class Classification:
         """Logits [B, C] in eval mode, without gradients; the model's mode is restored."""
         with eval_mode(model), torch.no_grad():
             return model(x)
+
+    def features(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the last linear layer sees [B, D], in eval mode, as timm's models and small_cnn tell it."""
+        if not hasattr(model, "forward_head"):
+            raise ConfigError(
+                "similarity needs a model that tells its features as timm's do, by forward_features(x) and "
+                "forward_head(features, pre_logits=True): add these two, or use another criterion and filter",
+                param="model",
+            )
+        with eval_mode(model), torch.no_grad():
+            return model.forward_head(model.forward_features(x), pre_logits=True).flatten(1)
 
     def true_logit(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The true class's logit [B], GenDataAgent eq. 4."""

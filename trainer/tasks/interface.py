@@ -43,5 +43,12 @@ class Task(Protocol):
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
         """Logits [B, C] in eval mode, without gradients; the model's mode is restored."""
 
+    def features(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the model's last layer sees [B, D], in eval mode, without gradients; the model's mode is restored.
+
+        Raises:
+            ConfigError: the model does not tell.
+        """
+
     def true_logit(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The value [B] whose input gradient VoG takes."""

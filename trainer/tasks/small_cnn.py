@@ -34,7 +34,16 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of x [B, 3, S, S]."""
-        return self.head(self.dropout(self.features(x)))
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[B, 96] of x [B, 3, S, S]. This and `forward_head` are named as timm names them."""
+        return self.features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of what `forward_features` returns, or with `pre_logits` what the linear layer sees."""
+        x = self.dropout(x)
+        return x if pre_logits else self.head(x)
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

@@ -1,0 +1,46 @@
+"""How well synthetic samples fit the real ones, by the filter that the settings turn on: a run's model and data for the
+numerics of `selection`. Does not know how many are dropped.
+
+Every filter's score is the lower, the worse a sample fits. Shapes: N samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trainer.data.images import SyntheticImages
+from trainer.run import Run
+from trainer.selection import similarity, vog
+
+
+def scores(run: Run, data: SyntheticImages) -> Tensor:
+    """Score [N] of each sample, on the CPU; NaN where no filter is on. Every process of the run takes part."""
+    kind = run.config.filter
+    if kind is None or not len(data):
+        return torch.full((len(data),), math.nan)
+    with run.journal.timed(kind, iteration=run.at.iteration):
+        return FILTERS[kind](run, data)
+
+
+def variance_of_gradients(run: Run, data: SyntheticImages) -> Tensor:
+    """GenDataAgent eqs. 4-6, over the checkpoints of the warm-up."""
+    part = run.processes.part(len(data))
+    x, y = run.inputs(data.images[part]), data.labels[part].to(run.device)
+    spread = run.config.vog.spread
+    own = vog.vog(run.model, run.snapshots, x, y, logit=run.task.true_logit, spread=spread)
+    return run.processes.gather(own.cpu(), len(data))
+
+
+def nearest_neighbours(run: Run, data: SyntheticImages) -> Tensor:
+    """Similarity to the nearest real samples, in the features of the model as it is now (Li et al. 2023a)."""
+    return similarity.to_targets(run.features(data), run.features(run.real), run.config.similarity.neighbours)
+
+
+FILTERS: dict[str, Callable[[Run, SyntheticImages], Tensor]] = {
+    "vog": variance_of_gradients,
+    "similarity": nearest_neighbours,
+}
