@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from agent import dead_letters, demo, machine
+from agent import ablate, caption_command, dead_letters, demo, machine, recipes
 from agent.settings import AgentConfig
 from agent.sizing import Load, demand
 from protocol import codec, config, logs, parent
 from protocol.client import GeneratorClient
 from protocol.errors import ConfigError, DatasetError, InvalidImage, InvalidRequest, OnTheFlyError
-from protocol.messages import AdaptJob, ImageGenerationRequest
+from protocol.messages import AdaptJob, ImageGenerationRequest, LoraOptions
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -43,8 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         _demo_command,
+        ablate.add_command,
         _up_command,
         _process_commands,
+        caption_command.add,
         _adapt_command,
         _size_command,
         _dead_commands,
@@ -58,13 +60,12 @@ def _demo_command(commands: Any) -> None:
     command = commands.add_parser("demo", help="handwritten digits, end to end, on this machine")
     command.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo (default: runs/demo)")
     command.add_argument("--seed", type=_seed, default=0, help="of the images drawn, the model and the noise")
-    command.add_argument("--seeds", type=int, help="instead: every arm over so many seeds, mean and standard error")
-    command.set_defaults(run=lambda o: demo.study(o.out, o.seeds) if o.seeds else demo.demo(o.out, o.seed))
+    command.set_defaults(run=lambda o: demo.demo(o.out, o.seed))
 
 
 def _up_command(commands: Any) -> None:
     command = commands.add_parser("up", help="broker, generator and trainer on this machine, from one settings file")
-    _settings(command, required=True)
+    recipes.settings_arguments(command, required=True)
     command.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside and start anew")
     command.add_argument("--replicas", type=int, help="generators to start (default: agent.replicas, 1)")
     command.set_defaults(run=_up)
@@ -74,7 +75,7 @@ def _process_commands(commands: Any) -> None:
     serve = commands.add_parser("serve", help="a generator service")
     train = commands.add_parser("train", help="a trainer, against a service and a broker that run already")
     for command, module in ((serve, "generator_service"), (train, "trainer")):
-        _settings(command)
+        recipes.settings_arguments(command)
         command.set_defaults(run=_become, module=module)
     train.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside")
     train.add_argument("--processes", type=_positive(int), help="that train it together (default: one)")
@@ -85,11 +86,14 @@ def _adapt_command(commands: Any) -> None:
     command = commands.add_parser("adapt", help="fine-tune a running service on its dataset", epilog=told)
     _service(command)
     command.add_argument("name", nargs="?", help="of the weight set that results")
-    _settings(command)
+    recipes.settings_arguments(command)
     command.add_argument("--base", help="weights to start from (default: the service's checkpoint)")
     for field, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("seed", int)):
         default = AdaptJob.model_fields[field.replace("-", "_")].default
         command.add_argument(f"--{field}", type=kind, help=f"(default: {default})")
+    command.add_argument("--method", help="cold_start, for class-conditional models; lora, for those that read text")
+    told = f"of method lora; repeatable: {', '.join(LoraOptions.model_fields)}"
+    command.add_argument("--lora", action="append", metavar="OPTION=VALUE", help=told)
     command.add_argument("--activate", action="store_true", help="serve with the result when it is ready")
     command.set_defaults(run=_adapt)
 
@@ -155,11 +159,6 @@ def _seed(text: str) -> int:
     return seed
 
 
-def _settings(command: argparse.ArgumentParser, *, required: bool = False) -> None:
-    command.add_argument("--config", type=Path, required=required, help="settings file (TOML)")
-    command.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
-
-
 def _service(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (default: %(default)s)")
 
@@ -176,7 +175,9 @@ def _checked(message: type[Body], **fields: Any) -> Body:
         return message.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidRequest(f"{first['loc'][0]}: {first['msg']} (it is {first['input']!r})") from error
+        where = ".".join(map(str, first["loc"]))  # of the whole message: nowhere
+        told = f"{where}: {first['msg']} (it is {first['input']!r})" if where else first["msg"]
+        raise InvalidRequest(told) from error
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -209,8 +210,10 @@ def _adapt(options: argparse.Namespace) -> int:
 
 def _adaptation(options: argparse.Namespace) -> AdaptJob | None:
     """From the arguments, or from the settings; None when those have none."""
-    given = {name: getattr(options, name) for name in ("name", "base", "steps", "batch_size", "learning_rate", "seed")}
-    given |= {"activate": options.activate or None}
+    names = ("name", "base", "steps", "batch_size", "learning_rate", "seed", "method")
+    given = {name: getattr(options, name) for name in names}
+    lora = config.load(None, [f"lora.{option}" for option in options.lora]).get("lora") if options.lora else None
+    given |= {"activate": options.activate or None, "lora": lora}
     if options.config is None:
         if options.name is None or options.set:
             raise InvalidRequest("say the NAME of the weights that result, or --config FILE with a table [agent.adapt]")

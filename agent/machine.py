@@ -31,7 +31,7 @@ from protocol.errors import (
 )
 from protocol.messages import AdaptJob, Job, JobRequest
 
-START_S = 120.0  # for a generator to load its model and make a first image
+START_S = 1800.0  # for a generator to load its model, download included, and make a first image
 ADAPTATIONS = 3  # begun before it is given up, each time because the generator died
 HOST, PORT, SAMPLES_DIR = "127.0.0.1", 8000, "runs/generator/samples"  # the generator's own defaults
 console = Console(stderr=True)
@@ -64,19 +64,20 @@ class Machine:
                 console.print(f"the adaptation is begun again: {error}")
                 self.client.wait_ready(START_S)
 
-    def train(self, *extra: str, fresh: bool = False) -> Child:
+    def train(self, *extra: str, fresh: bool = False, log: Path | None = None) -> Child:
         """Start a trainer with these arguments added.
 
         Args:
             fresh: set an earlier run aside first: once, not at every new start of the trainer.
+            log: file that gets what it says; None: the terminal does.
 
         Raises:
-            ConfigError: it could not be set aside; the trainer has said why.
+            ConfigError: it could not be set aside.
         """
         arguments = [*self._arguments, *extra]
-        if fresh and subprocess.run([sys.executable, "-m", "trainer", "--set-aside", *arguments]).returncode:
-            raise ConfigError("the earlier run was not set aside: the message above says why")
-        trainer = self._supervisor.start("trainer", "trainer", arguments, self._environment)
+        if fresh:
+            _trainer("--set-aside", *arguments)
+        trainer = self._supervisor.start("trainer", "trainer", arguments, self._environment, log)
         trainer.keep(job_is_over)
         return trainer
 
@@ -93,6 +94,7 @@ def machine(path: Path | None, overrides: Sequence[str]) -> Iterator[Machine]:
     agent = config.section(settings, "agent", AgentConfig)  # fail before anything is started
     broker = config.section(settings, "broker", QueueConfig)
     table = settings.get("generator", {})
+    overrides = [*_same_images(settings), *overrides]
     host, ports = _addresses(table, agent.replicas)
     urls = [f"http://{host}:{port}" for port in ports]
     overrides = [*overrides, f"trainer.service.url={json.dumps(urls)}"]
@@ -114,6 +116,14 @@ def machine(path: Path | None, overrides: Sequence[str]) -> Iterator[Machine]:
         admin = table.get("admin_key") or os.environ.get("ONTHEFLY_ADMIN_KEY") or key  # adapts and activates
         with GeneratorClient(urls, api_key=admin) as client:
             yield Machine(supervisor, client, _arguments(path, overrides), environment)
+
+
+def _same_images(settings: config.Settings) -> list[str]:
+    """The generator mounts the trainer's dataset, unless its own table names one."""
+    own, of_trainer = settings.get("generator", {}), settings.get("trainer", {}).get("dataset", {})
+    if "dataset" in own:
+        return []
+    return [f"generator.dataset.{key}={json.dumps(value)}" for key, value in of_trainer.items()]
 
 
 def _arguments(path: Path | None, overrides: Sequence[str]) -> list[str]:
@@ -186,15 +196,31 @@ def follow(client: GeneratorClient, request: JobRequest) -> Job:
     return job
 
 
-def up(path: Path, overrides: Sequence[str], *, fresh: bool) -> int:
-    """Run one training on this machine; returns the trainer's exit status."""
+def check(path: Path, overrides: Sequence[str]) -> config.Settings:
+    """The settings, when they are right: seen to before minutes are spent on starting and adapting.
+
+    Raises:
+        ConfigError: a table is wrong, or there is none for the trainer.
+    """
     settings = config.load(path, overrides)
     if "trainer" not in settings:
         raise ConfigError(f"{path} has no table [trainer]: say at least trainer.dataset.root in it")
-    agent = config.section(settings, "agent", AgentConfig)
-    check = [sys.executable, "-m", "trainer", "--check", *_arguments(path, overrides)]
-    if status := subprocess.run(check).returncode:  # before minutes are spent on starting and adapting
-        return status
+    config.section(settings, "agent", AgentConfig)
+    _trainer("--check", *_arguments(path, overrides))
+    return settings
+
+
+def _trainer(*arguments: str) -> None:
+    """Have the trainer do what is done at once. Raises ConfigError with what it says when it fails."""
+    done = subprocess.run([sys.executable, "-m", "trainer", *arguments], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ConfigError(done.stderr.strip().removeprefix("error: "))
+    sys.stderr.write(done.stderr)
+
+
+def up(path: Path, overrides: Sequence[str], *, fresh: bool) -> int:
+    """Run one training on this machine; returns the trainer's exit status."""
+    agent = config.section(check(path, overrides), "agent", AgentConfig)
     with machine(path, overrides) as running:
         if agent.adapt is not None:
             running.adapt(agent.adapt)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from protocol import prompts
 from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import InvalidRequest, UnknownClass, UnknownSource
 from protocol.messages import (
     ClassShortage,
     Feedback,
     Guidance,
+    LoraScale,
     MarginalSample,
     Scheduler,
     Steps,
@@ -39,8 +42,11 @@ class PlannerConfig(BaseModel):
     strength: Unit = 0.75  # of img2img: 0 returns the sample, 1 forgets it
     guidance_scale: Guidance = 7.5  # classifier-free guidance; 0 to 1 is off, high is typical but less diverse
     negative_prompt: str | None = None  # text-conditioned weights only
-    prompt: str = "a photo of {class_name}"  # used where the sample has no caption
-    captioned_prompt: str = "a photo of {class_name}, which is {caption}"
+    prompt: str = prompts.PROMPT  # used where the sample has no caption; a LoRA wants the two that it was adapted on
+    captioned_prompt: prompts.CaptionedTemplate = prompts.CAPTIONED_PROMPT
+    perturb: Literal["template", "openai", "local", "none"] = "template"  # who makes m versions of each caption: fixed
+    # phrases, a model behind an endpoint, one on this machine, or nobody; weights that read no prompts need none
+    lora_scale: LoraScale = 1.0  # of weights that are a LoRA: 0 is the base, 1 as adapted
     steps: Steps = 50  # denoising steps of the whole schedule; img2img runs strength times as many
     scheduler: Scheduler = "ddim"
     unit_size: int = Field(default=32, ge=1, le=4096)  # rows in a work unit: one GPU batch
@@ -54,6 +60,8 @@ def plan(
     weights: WeightsRef,
     classes: Sequence[str],
     known: Callable[[str], bool],
+    *,
+    reads_prompts: bool = False,
 ) -> list[WorkUnit]:
     """Cut a feedback into work units. The same arguments give the same units, down to the seeds.
 
@@ -62,6 +70,7 @@ def plan(
         weights: the weight set that every unit is pinned to.
         classes: class names of these weights; empty when they are text-conditioned and take any class.
         known: whether the service's dataset holds a sample id.
+        reads_prompts: whether these weights are conditioned on text; only then may captions be perturbed.
 
     Raises:
         UnknownClass: the weights do not know a class of the feedback.
@@ -80,23 +89,39 @@ def plan(
         for strength, group in groups
         for start in range(0, len(group), config.unit_size)
     ]
-    fingerprint = feedback.fingerprint()
+    perturbed, fingerprint = reads_prompts and config.perturb != "none", feedback.fingerprint()
     return [
-        WorkUnit(
-            id=f"{feedback.run}.{feedback.feedback}.{number}.{fingerprint}",
-            run=feedback.run,
-            feedback=feedback.feedback,
-            unit=number,
-            units=len(chunks),
-            model_version=feedback.model_version,
-            weights=weights,
-            steps=config.steps,
-            scheduler=config.scheduler,
-            strength=strength,
-            rows=chunk,
-        )
+        _unit(feedback, config, weights, (number, len(chunks), fingerprint), strength, chunk, perturbed)
         for number, (strength, chunk) in enumerate(chunks)
     ]
+
+
+def _unit(
+    feedback: Feedback,
+    config: PlannerConfig,
+    weights: WeightsRef,
+    place: tuple[int, int, str],
+    strength: float,
+    rows: list[WorkRow],
+    perturbed: bool,
+) -> WorkUnit:
+    """`place`: the unit's number, how many there are, and the fingerprint of the feedback."""
+    number, units, fingerprint = place
+    return WorkUnit(
+        id=f"{feedback.run}.{feedback.feedback}.{number}.{fingerprint}",
+        run=feedback.run,
+        feedback=feedback.feedback,
+        unit=number,
+        units=units,
+        model_version=feedback.model_version,
+        weights=weights,
+        steps=config.steps,
+        scheduler=config.scheduler,
+        strength=strength,
+        lora_scale=config.lora_scale,
+        versions=(feedback.images_per_sample or config.images_per_sample) if perturbed else None,
+        rows=rows,
+    )
 
 
 def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], known: Callable[[str], bool]) -> None:
@@ -153,7 +178,6 @@ def _row(
     init: str | None,
 ) -> WorkRow:
     caption = getattr(wanted, "caption", None)
-    template = config.captioned_prompt if caption else config.prompt
     identity = sample_id(feedback.run, feedback.feedback, source, index)
     return WorkRow(
         sample_id=identity,
@@ -162,10 +186,11 @@ def _row(
         seed=seed_of(identity),
         label=wanted.label,
         class_name=wanted.class_name,
-        prompt=template.replace("{class_name}", wanted.class_name).replace("{caption}", caption or ""),
+        prompt=prompts.fill(config.prompt, config.captioned_prompt, wanted.class_name, caption),
         negative_prompt=config.negative_prompt,
         guidance_scale=config.guidance_scale,
         init_id=init,
+        caption=caption,
     )
 
 

@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from types import TracebackType
 
 from protocol.parent import TEMPORARY
@@ -62,11 +63,15 @@ class Backoff:
 
 
 class Child:
-    """A child process, through all its lives."""
+    """A child process, through all its lives.
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]):
+    Args:
+        log: file that gets what it says on standard error; None: this process's own standard error does.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path | None = None):
         self.name = name
-        self._command, self._environment = list(command), {**os.environ, **environment}
+        self._command, self._environment, self._log = list(command), {**os.environ, **environment}, log
         self._stopping = threading.Event()
         self._starting = threading.Lock()  # so that nothing is started once it is stopping
         self._keeper: threading.Thread | None = None
@@ -74,7 +79,10 @@ class Child:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._started = time.monotonic()
-        return subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True, env=self._environment)
+        with self._log.open("ab") if self._log else nullcontext() as errors:
+            return subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stderr=errors, start_new_session=True, env=self._environment
+            )
 
     @property
     def running(self) -> bool:
@@ -163,9 +171,11 @@ class Supervisor:
         for child in reversed(self.children):
             child.stop()
 
-    def start(self, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """Start `python -m module arguments --exit-with-parent` with additions to the environment."""
+    def start(
+        self, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path | None = None
+    ) -> Child:
+        """Start `python -m module arguments --exit-with-parent` with additions to the environment. See `Child`."""
         command = [sys.executable, "-m", module, *arguments, "--exit-with-parent"]
-        child = Child(name, command, environment)
+        child = Child(name, command, environment, log)
         self.children.append(child)
         return child

@@ -13,6 +13,7 @@ from agent import machine
 from agent.machine import Machine
 from agent.supervisor import Supervisor, service_is_over
 from generator_service.settings import GeneratorConfig
+from protocol import config
 from protocol.client import GeneratorClient
 from protocol.errors import ConfigError, ServiceUnreachable
 from protocol.messages import AdaptJob
@@ -42,6 +43,14 @@ def test_replicas_listen_on_consecutive_ports_or_on_free_ones() -> None:
 def test_each_replica_has_a_folder_of_its_own() -> None:
     assert machine._own_folder({}, 0) == []
     assert machine._own_folder({"samples_dir": "/a b"}, 1) == ['generator.samples_dir="/a b-2"']
+
+
+def test_the_generator_mounts_the_trainer_s_images_unless_it_is_told_otherwise() -> None:
+    dataset = {"root": "/a b", "split": "train", "links_to": ["/c"], "max_pixels": 9}
+    overrides = machine._same_images(config.Settings({"trainer": {"dataset": dataset}}, ""))
+    assert config.load(None, overrides) == {"generator": {"dataset": dataset}}
+    for settings in ({}, {"trainer": {}}, {"generator": {"dataset": {}}, "trainer": {"dataset": dataset}}):
+        assert machine._same_images(config.Settings(settings, "")) == []
 
 
 @pytest.fixture

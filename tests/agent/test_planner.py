@@ -123,3 +123,24 @@ def test_text_weights_take_any_class():
 def test_feedback_must_ask_for_something():
     with pytest.raises(ValueError, match="at least one"):
         feedback()
+
+
+@pytest.mark.parametrize(
+    ("reads_prompts", "perturb", "versions"),
+    [(True, "template", 3), (True, "openai", 3), (True, "none", None), (False, "openai", None)],
+)
+def test_units_say_how_many_versions_their_captions_get(reads_prompts, perturb, versions):
+    asked = feedback(marginal("a", caption="asleep"), classes=(ClassShortage(label=1, class_name="dog", images=9),))
+    config = PlannerConfig(perturb=perturb, images_per_sample=3, unit_size=5)
+    units = plan(asked, config, WEIGHTS, CLASSES, lambda name: True, reads_prompts=reads_prompts)
+    assert [unit.versions for unit in units] == [versions] * 3
+    rows = [row for unit in units for row in unit.rows]
+    assert {(row.class_name, row.caption, row.prompt_by) for row in rows} == {
+        ("cat", "asleep", None),
+        ("dog", None, None),
+    }
+
+
+def test_a_captioned_prompt_has_a_place_for_the_caption():
+    with pytest.raises(ValueError, match="caption"):
+        PlannerConfig(captioned_prompt="a photo of {class_name}")

@@ -83,6 +83,18 @@ def alive(pid: int) -> bool:
     return not (state.exists() and state.read_text().split()[2] == "Z")
 
 
+def test_what_a_child_says_is_kept_in_its_log_through_all_its_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.01)
+    (tmp_path / "loud.py").write_text("import os, sys; print('alive', file=sys.stderr, flush=True); os.abort()")
+    with Supervisor() as supervisor:
+        environment = {"PYTHONPATH": str(tmp_path)}
+        child = supervisor.start("loud", "loud", [], environment, tmp_path / "loud.log")
+        child.keep(job_is_over)
+        child.wait()
+    said = (tmp_path / "loud.log").read_text().splitlines()
+    assert said.count("alive") == supervision.EARLY_DEATHS
+
+
 def test_stopped_last_first(tmp_path: Path, environment: dict[str, str]):
     log = tmp_path / "log"
     with Supervisor() as supervisor:

@@ -1,0 +1,109 @@
+"""An ablation's result as text: the same cells on the terminal and in Markdown. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.table import Table
+
+from agent.ablation.paper import Cell
+from agent.ablation.results import STAGES, Estimate, Result, Row, TableResult
+
+HEADER = ("", "top-1, %", "gain", "worst/best", "n", f"hours: {', '.join(STAGES)}")
+PAPER = ("paper: top-1", "worst/best")
+NONE = "-"
+
+
+def markdown(result: Result) -> str:
+    """The whole of `ablation.md`."""
+    parts = [f"# Ablation of {result.recipe}\n\n{_intro(result)}\n"]
+    for name, table in result.tables.items():
+        header, cells = _header(result), [_cells(row, table, result.dataset) for row in table.rows]
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
+        grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"## {_title(name, table)}\n\n{grid}\n" + "".join(f"\n* {note}" for note in notes(table)))
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def terminal(result: Result) -> Iterator[Table | str]:
+    """What to print, in its order."""
+    yield _intro(result)
+    for name, table in result.tables.items():
+        shown = Table(title=_title(name, table), title_justify="left", box=box.SIMPLE_HEAD)
+        for column in _header(result):
+            shown.add_column(column, justify="right" if column else "left", no_wrap=not column)
+        for row in table.rows:
+            shown.add_row(*_cells(row, table, result.dataset))
+        yield shown
+        yield from notes(table)
+
+
+def notes(table: TableResult) -> list[str]:
+    """What a reader of the table has to know."""
+    found = []
+    for row in table.rows:
+        found += [f"{row.label}, seed {seed}: failed: {reason}" for seed, reason in row.failed.items()]
+        if row.missing:
+            found.append(f"{row.label}: {row.missing} synthetic samples that were asked for never came")
+    for arm in dict.fromkeys(row.arm for row in table.rows):
+        alike = [row.label for row in table.rows if row.arm == arm]
+        if len(alike) > 1:
+            found.append(f"{' and '.join(alike)}: one run, as this recipe sets them alike")
+    return found
+
+
+def _intro(result: Result) -> str:
+    seeds = ", ".join(map(str, result.seeds))
+    paper = f" The paper's numbers are for {result.dataset}." if result.dataset else ""
+    gain = "Gains are over real data only, paired by seed, in points ± standard error"
+    return f"Seeds {seeds}; {result.effort}. {gain}. Hours are of one device.{paper}"
+
+
+def _title(name: str, table: TableResult) -> str:
+    number = f"Table {name}: " if name.isdecimal() else ""
+    return f"{number}{table.title} (mean ± {table.spread})"
+
+
+def _header(result: Result) -> list[str]:
+    return [*HEADER, *(PAPER if result.dataset else ())]
+
+
+def _cells(row: Row, table: TableResult, dataset: str | None) -> list[str]:
+    n = row.top1.n if row.top1 else 0
+    cells = [
+        row.label,
+        _estimate(row.top1, table.spread, "{:.1f}", 100),
+        _gain(row),
+        _estimate(row.disparity, table.spread, "{:.2f}"),
+        str(n) if n or not row.failed else "failed",
+        ", ".join(f"{row.hours[stage]:.2g}" if stage in row.hours else NONE for stage in STAGES),
+    ]
+    return [*cells, *_printed(row.paper)] if dataset else cells
+
+
+def _gain(row: Row) -> str:
+    """With its number of pairs, where that is not the row's n."""
+    text = _estimate(row.gain, "standard error", "{:+.1f}", 100)
+    if row.gain is None or row.top1 is None or row.gain.n == row.top1.n:
+        return text
+    return f"{text} (n = {row.gain.n})"
+
+
+def _estimate(estimate: Estimate | None, spread: str, form: str, scale: float = 1) -> str:
+    if estimate is None:
+        return NONE
+    mean = form.format(scale * estimate.mean)
+    around = estimate.standard_error if spread == "standard error" else estimate.standard_deviation
+    return mean if around is None else f"{mean} ± {form.replace('+', '').format(scale * around)}"
+
+
+def _printed(cell: Cell | None) -> tuple[str, str]:
+    """The paper's cell."""
+    if cell is None:
+        return NONE, NONE
+    top1 = f"{cell.top1:.1f}" + (f" ± {cell.top1_deviation:.2f}" if cell.top1_deviation is not None else "")
+    if cell.disparity is None:
+        return top1, NONE
+    deviation = f" ± {cell.disparity_deviation:.2f}" if cell.disparity_deviation is not None else ""
+    return top1, f"{cell.disparity:.2f}{deviation}"
