@@ -89,6 +89,8 @@ def test_two_processes_choose_and_learn_what_one_does(tmp_path: Path, broker: st
     assert any(first != second for first, second in held)  # shares are uneven, and the mean is over all rows
     assert_close(weights(one.folder), weights(two.folder))
     for ours, theirs in zip(metrics(one), metrics(two), strict=True):
+        assert (ours.pop("devices"), theirs.pop("devices")) == (1, 2)
+        assert ours.pop("device") == theirs.pop("device") == "cpu"
         numbers = {name for name, value in ours.items() if value is not None}
         assert numbers == {name for name, value in theirs.items() if value is not None}
         for name in numbers:

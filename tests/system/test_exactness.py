@@ -22,7 +22,8 @@ from tests.system.whole import run_training, serving, serving_both, trainer_conf
 from trainer.data.batches import batches_an_epoch, derive, schedule
 from trainer.run import Run
 from trainer.selection.lookahead import lookahead
-from trainer.selection.vog import keep, vog
+from trainer.selection.ranking import keep
+from trainer.selection.vog import vog
 from trainer.settings import TrainerConfig
 from trainer.tasks.classification import Classification, ClassificationConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agent import cli
 from protocol.client import GeneratorClient
+from protocol.entries import SampleBatch
+from tests.generator_service.language.tiny_language import save_blip2
+from tests.generator_service.tiny_sd import save_checkpoint
 from tests.ports import free_port
+from trainer import books
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -76,7 +82,8 @@ def shortened(script: str) -> str:
 
 def test_every_block_is_run_here():
     """A block of a new kind, or one more, wants a test of its own."""
-    assert [kind for kind, _ in BLOCKS if kind != "text"] == ["sh", "toml", "sh", "python", "sh", *["python"] * 2, "sh"]
+    kinds = [kind for kind, _ in BLOCKS if kind != "text"]
+    assert kinds == [*["sh"] * 2, "toml", "sh", "toml", "sh", "python", "sh", *["python"] * 2, "sh"]
 
 
 def test_nothing_is_left_to_fill_in():
@@ -90,15 +97,56 @@ def test_the_two_commands_exist():
         assert result.returncode == 0, result.stderr
 
 
+def test_the_ablations_are_ones_that_the_cli_takes(capsys: pytest.CaptureFixture[str]):
+    for line in one("sh", "onthefly ablate").splitlines():
+        command = line.split("#")[0].split()[1:]
+        assert cli.main([*command, "--list"]) == 0
+    assert "gendataagent" in capsys.readouterr().out
+    for recipe in re.findall(r"`onthefly up (--recipe \w+) --set", README):
+        assert cli._parser().parse_args(["up", *recipe.split()]).config.is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_your_own_images(folder: Path, environment: dict[str, str]):
-    script = one("sh", "onthefly up").replace("source .venv/bin/activate\n", "")
+    script = one("sh", "onthefly up --config pets.toml").replace("source .venv/bin/activate\n", "")
     environment.pop("ONTHEFLY_BROKER_URL")  # `up` brings its own
     shell(shortened(script), folder, environment)
     report = (folder / "report.html").read_text()
     assert "baseline" in report
     assert (folder / "runs" / "pets" / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_stable_diffusion(folder: Path, environment: dict[str, str]):
+    """With tiny checkpoints of the same classes; from captions to a run whose samples say where they are from."""
+    (folder / "photos.toml").write_text(one("toml", "# photos.toml"))
+    checkpoint, captioner = save_checkpoint(folder / "sd"), save_blip2(folder / "captioner")
+    small = [
+        *SHORT,
+        f"generator.stable_diffusion.checkpoint={checkpoint}",
+        f"generator.stable_diffusion.image_encoder={checkpoint / 'image_encoder'}",
+        "generator.stable_diffusion.dtype=float32",
+        "generator.stable_diffusion.device=cpu",
+        f"agent.captioner.model={captioner}",
+        "agent.adapt.lora.validate_every=5",
+        "agent.images_per_sample=2",
+        "trainer.model={model = 'small_cnn', image_size = 16}",
+    ]
+    environment.pop("ONTHEFLY_BROKER_URL")
+    overrides = " ".join(f"--set {setting!r}" for setting in small if not setting.startswith("generator.dit"))
+    script = one("sh", "onthefly caption").replace("photos.toml", f"photos.toml {overrides}")
+    shell(script, folder, environment)
+    listed = [json.loads(line) for line in (folder / "pets/train/metadata.jsonl").read_text().splitlines()]
+    assert len(listed) == 10 and all(row["caption"] for row in listed)
+    account = books.open_books(folder / "runs" / "photos", None)
+    assert account.balanced and account.fates["trained"] > 0
+    batches = [SampleBatch.model_validate_json(path.read_bytes()) for path in folder.glob("runs/photos/batches/*.json")]
+    samples = [sample for batch in batches for sample in batch.samples]
+    assert {(sample.weights.name, sample.prompt_by) for sample in samples} == {("pets", "template")}
+    assert all(sample.prompt.startswith(f"a photo of {sample.class_name}") for sample in samples)
+    assert len({sample.prompt for sample in samples}) > len(samples) / 4
 
 
 @pytest.mark.slow
