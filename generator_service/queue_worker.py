@@ -156,7 +156,7 @@ class QueueWorkers:
         batch, images = self._recorder.sample_batch(unit, generated, self._name, captions_s)
         # recorded first, so that whoever reads the batch finds them
         self._keep_trying(lambda: self._recorder.samples.add(batch.samples))
-        data = codec.encode({"images": images})
+        data = codec.encode({"images": images}) if len(images) else None
         first = self._keep_trying(lambda: bus.finish_work(delivery, batch, data))
         watch.published(first)
         if first:

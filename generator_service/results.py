@@ -102,7 +102,29 @@ class Recorder:
         Args:
             captions_s: seconds that the unit's prompts took.
         """
-        samples = [
+        samples, kept = self._planned(unit, generated), self._kept(generated.images)
+        flagged = [sample.id for sample, keep in zip(samples, kept, strict=True) if not keep]
+        batch = SampleBatch(
+            unit_id=unit.id,
+            run=unit.run,
+            feedback=unit.feedback,
+            unit=unit.unit,
+            units=unit.units,
+            model_version=unit.model_version,
+            weights=unit.weights,
+            samples=[sample for sample, keep in zip(samples, kept, strict=True) if keep],
+            missing=[*unit.missing, *flagged],
+            blob=None,  # the bus writes it with the entry
+            worker=worker,
+            started=generated.started,
+            finished=generated.finished,
+            captions_s=captions_s,
+        )
+        return batch, generated.images[kept]
+
+    def _planned(self, unit: WorkUnit, generated: Generated) -> list[Sample]:
+        """The samples of one work unit, flagged ones too."""
+        return [
             Sample(
                 id=row.sample_id,
                 run=unit.run,
@@ -128,24 +150,6 @@ class Recorder:
             )
             for row, near in zip(unit.rows, self._near(generated), strict=True)
         ]
-        kept = self._kept(generated.images)
-        batch = SampleBatch(
-            unit_id=unit.id,
-            run=unit.run,
-            feedback=unit.feedback,
-            unit=unit.unit,
-            units=unit.units,
-            model_version=unit.model_version,
-            weights=unit.weights,
-            samples=[sample for sample, keep in zip(samples, kept, strict=True) if keep],
-            missing=[sample.id for sample, keep in zip(samples, kept, strict=True) if not keep],
-            blob=None,  # the bus writes it with the entry
-            worker=worker,
-            started=generated.started,
-            finished=generated.finished,
-            captions_s=captions_s,
-        )
-        return batch, generated.images[kept]
 
     def _kept(self, images: np.ndarray) -> np.ndarray:
         """Which images were not flagged, bool [B]."""

@@ -24,7 +24,7 @@ def failed_batch(unit: WorkUnit, worker: str, problem: dict[str, Any]) -> Sample
         model_version=unit.model_version,
         weights=unit.weights,
         samples=[],
-        missing=[row.sample_id for row in unit.rows],
+        missing=[*unit.missing, *(row.sample_id for row in unit.rows)],
         blob=None,
         error=problem,
         worker=worker,

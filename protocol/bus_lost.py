@@ -71,6 +71,7 @@ def unit_of(batch: SampleBatch) -> WorkUnit:
             "rows": rows,
             "init_blob": batch.init_blob,
             "attempt": batch.attempt,
+            "missing": batch.missing,
             "request_id": batch.request_id,
             "traceparent": batch.traceparent,
         }

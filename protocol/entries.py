@@ -64,6 +64,7 @@ class WorkUnit(Message):
     rows: list[WorkRow]
     init_blob: BlobRef | None = None  # uint8 "images" [rows, H, W, 3], when the feedback carried pixels
     attempt: int = Field(default=1, ge=1)  # how often it is asked for: again when its answer was lost
+    missing: list[str] = []  # ids of samples that an answer which was lost had given up; the next answer repeats them
     request_id: str | None = None  # of the HTTP request that asked for it; None: it did not come by HTTP
     traceparent: str | None = None  # W3C trace context of the span that planned it; None: not traced
 

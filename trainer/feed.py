@@ -220,7 +220,8 @@ class Feed:
             self.journal.event(error.code, f"batch {batch.unit_id} is lost and asked for again: {error}", **details)
             self._bus.lost.ask_again(delivery)
             return
-        failed = {"samples": [], "missing": [sample.id for sample in batch.samples], "blob": None, "init_blob": None}
+        missing = [*batch.missing, *(sample.id for sample in batch.samples)]
+        failed = {"samples": [], "missing": missing, "blob": None, "init_blob": None}
         self.pool.admit(batch.model_copy(update=failed | {"error": error.to_problem()}), None)
         self.journal.event(error.code, f"batch {batch.unit_id} is lost and given up: {error}", **details)
         self._bus.lost.give_up(delivery, error.to_problem())

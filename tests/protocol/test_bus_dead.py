@@ -12,6 +12,7 @@ import redis
 from protocol import codec, keys
 from protocol.broker import connect
 from protocol.bus import Bus, BusConfig, Delivery
+from protocol.bus_failure import failed_batch
 from protocol.bus_lost import unit_of
 from protocol.entries import SampleBatch, WorkUnit
 from protocol.errors import BlobMissing, BrokerFull, Conflict, GenerationFailed, QueueFull, UnknownDeadLetter
@@ -194,6 +195,14 @@ def make(bus: Bus) -> Delivery[SampleBatch]:
 def test_an_answer_says_all_that_its_unit_did(bus: Bus) -> None:
     [sent] = publish(bus)
     assert unit_of(make(bus).message) == sent
+
+
+def test_what_an_answer_had_given_up_stays_so_when_it_is_lost(bus: Bus) -> None:
+    publish(bus)
+    made = make(bus).message.model_copy(update={"missing": ["black"]})
+    again = unit_of(made)
+    assert again.missing == ["black"] and [row.sample_id for row in again.rows] == [made.samples[0].id]
+    assert failed_batch(again, "w", PROBLEM).missing == ["black", made.samples[0].id]
 
 
 def test_a_lost_answer_is_asked_for_again_and_given_up_as_a_dead_letter(
