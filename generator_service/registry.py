@@ -1,4 +1,5 @@
-"""Names of backends, adaptations and language models, and where they live. A new one is one new file and one line here.
+"""Names of what can be chosen: backends, adaptations, policies, rewards, language models; and where they live. A new
+one is one new file and one line here.
 
 Entries are imported when first used, so that reading settings or serving /livez never loads torch.
 """
@@ -18,7 +19,15 @@ ADAPTATIONS = {
     "cold_start": "generator_service.adapt.cold_start:cold_start",
     "lora": "generator_service.adapt.lora:lora",
 }
-
+POLICIES = {  # by the name of the backend
+    "dit": "generator_service.rl.dit_policy:DiTPolicy",
+    "stable_diffusion": "generator_service.rl.sd_policy:StableDiffusionPolicy",
+}
+REWARDS = {
+    "semantic": "generator_service.rl.rewards:semantic",
+    "coverage": "generator_service.rl.rewards:coverage",
+    "expression": "generator_service.rl.rewards:expression",
+}
 LANGUAGE = {
     "chat": "generator_service.language.chat:LocalChat",
     "captioner": "generator_service.language.captioner:Captioner",

@@ -106,12 +106,23 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
+class Made:
+    """A weight set that is written and can be published."""
+
+    folder: Path  # holds the tensors; on the file system of the weight sets
+    kind: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Progress:
     """State of an adaptation, after an optimiser step or a piece of what is done between two."""
 
     step: int
     steps: int
     loss: float | None  # of the step; None: no step was done, but features computed, or the model measured
+    data: dict[str, Any] = field(default_factory=dict)  # what else its event tells, as JSON
+    made: Made | None = None  # to be published now, while the adaptation goes on
 
 
 class Adaptation(Protocol):
