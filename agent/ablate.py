@@ -1,4 +1,4 @@
-"""`onthefly ablate`: the arms of GenDataAgent's ablations over several seeds, and the tables they make up."""
+"""`onthefly ablate`: the arms of the papers' ablations over several seeds, and the tables they make up."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from agent import machine, recipes
-from agent.ablation import grid, show
-from agent.ablation.results import Outcome, Result, outcome, table_result
+from agent.ablation import bars, grid, show
+from agent.ablation.results import TOP1, Outcome, Result, outcome, table_result
 from agent.ablation.runs import Bench, train
 from agent.recipes import RecipeConfig
 from protocol import config
@@ -19,10 +19,10 @@ from protocol.errors import ConfigError
 
 
 def add_command(commands: Any) -> None:
-    command = commands.add_parser("ablate", help="the paper's ablations: arms x seeds, one table with all of them")
+    command = commands.add_parser("ablate", help="the papers' ablations: arms x seeds, one table with all of them")
     recipes.settings_arguments(command, required=True)
-    every = ",".join(grid.TABLES)
-    command.add_argument("--tables", default=every, help="which, with commas between them (default: %(default)s)")
+    every = f"of {','.join(grid.TABLES)}; with commas between them (default: those that suit the recipe)"
+    command.add_argument("--tables", help=every)
     command.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default: %(default)s)")
     command.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
     command.add_argument("--list", action="store_true", help="only show the arms of the tables")
@@ -30,9 +30,11 @@ def add_command(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    tables = grid.chosen(name.strip() for name in options.tables.split(","))
+    recipe = config.load(options.config, options.set)
+    named = None if options.tables is None else [name.strip() for name in options.tables.split(",")]
+    tables = grid.chosen(named, recipe)
     if options.list:
-        return show_arms(config.load(options.config, options.set), tables)
+        return show_arms(recipe, tables)
     if options.seeds < 1:
         raise ConfigError("--seeds must be 1 at least", param="seeds")
     return ablate(options.config, options.set, tables, range(options.seeds), options.out)
@@ -51,7 +53,8 @@ def show_arms(settings: config.Settings, tables: Mapping[str, grid.Table]) -> in
 def ablate(
     path: Path, overrides: Sequence[str], tables: Mapping[str, grid.Table], seeds: Sequence[int], out: Path
 ) -> int:
-    """Train what is not done of these tables, seed by seed; print them, and write `ablation.md` and `ablation.json`.
+    """Train what is not done of these tables, seed by seed; print them, and write `ablation.md` with its pictures, and
+    `ablation.json`.
 
     Returns:
         0 when every arm of every seed is done, else 1.
@@ -61,10 +64,7 @@ def ablate(
     """
     benches = {seed: Bench.of(path, overrides, out / f"seed-{seed}", seed) for seed in seeds}
     settings = machine.check(path, [*benches[seeds[0]].own, *overrides])
-    if settings["trainer"].get("test_split") == "":
-        raise ConfigError(
-            "an ablation compares accuracies on held-out images: set trainer.test_split", param="test_split"
-        )
+    _check(settings)
     arms = grid.arms(settings)
     run_as = grid.same(settings, arms)
     names = grid.arms_of(tables, run_as)
@@ -79,11 +79,33 @@ def ablate(
         result = _result(settings, benches, tables, run_as, arms, failed)
         out.mkdir(parents=True, exist_ok=True)
         (out / "ablation.json").write_text(result.model_dump_json(indent=2))
+        for name in result.tables.keys() & show.FIGURES.keys():
+            (out / show.picture(name)).write_text(bars.svg(result.tables[name], result.headline))
         (out / "ablation.md").write_text(show.markdown(result))
     console = Console()
     for part in show.terminal(result):
         console.print(part)
     return 1 if failed else 0
+
+
+def _check(settings: config.Settings) -> None:
+    """Raises ConfigError where arms would be measured on nothing, or change each other."""
+    trainer = settings["trainer"]
+    task, model = trainer.get("task", "classification"), trainer.get("model", {})
+    measured = {
+        "classification": ("trainer.test_split", trainer.get("test_split") != ""),
+        "reid": ("trainer.model.query_split and gallery_split", "query_split" in model),
+        "face": ("trainer.model.pairs", bool(model.get("pairs"))),
+    }
+    key, known = measured.get(task, ("", True))
+    if not known:
+        raise ConfigError(f"an ablation compares what is measured on held-out images: set {key}", param=key)
+    if settings.get("agent", {}).get("tune_while_training"):
+        raise ConfigError(
+            "the arms of an ablation share weights, which must not change meanwhile: set "
+            "agent.tune_while_training = false",
+            param="tune_while_training",
+        )
 
 
 def _run_name(arm: str, seed: int) -> str:
@@ -106,9 +128,11 @@ def _result(
             if bench.done(run, arms[name]):
                 outcomes[name, seed] = outcome(bench.summary(run))
     dataset = config.section(settings, "recipe", RecipeConfig).paper
+    headlines = {one.headline for one in outcomes.values()}
     return Result(
         recipe=settings.source,
         dataset=dataset,
+        headline=next(iter(headlines), TOP1),
         seeds=list(benches),
         effort=_effort(settings["trainer"]),
         tables={name: table_result(name, table, run_as, outcomes, failed, dataset) for name, table in tables.items()},

@@ -9,19 +9,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from agent import ablate, caption_command, dead_letters, demo, machine, recipes
-from agent.settings import AgentConfig
+from agent import (
+    ablate,
+    adapt_command,
+    caption_command,
+    dead_letters,
+    demo,
+    machine,
+    privacy_command,
+    recipes,
+    tune_command,
+)
+from agent.arguments import checked
 from agent.sizing import Load, demand
-from protocol import codec, config, logs, parent
+from protocol import codec, logs, parent
 from protocol.client import GeneratorClient
 from protocol.errors import ConfigError, DatasetError, InvalidImage, InvalidRequest, OnTheFlyError
-from protocol.messages import AdaptJob, ImageGenerationRequest, LoraOptions
-
-Body = TypeVar("Body", bound=BaseModel)
+from protocol.messages import ImageGenerationRequest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,9 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         _process_commands,
         caption_command.add,
         _adapt_command,
+        _tune_command,
         _size_command,
         _dead_commands,
         _generate_command,
+        privacy_command.add,
     ):
         add(commands)
     return parser
@@ -82,20 +90,15 @@ def _process_commands(commands: Any) -> None:
 
 
 def _adapt_command(commands: Any) -> None:
-    told = "With --config instead of a name: what its table [agent.adapt] says, unless that was done before."
-    command = commands.add_parser("adapt", help="fine-tune a running service on its dataset", epilog=told)
+    command = adapt_command.add(commands)
     _service(command)
-    command.add_argument("name", nargs="?", help="of the weight set that results")
-    recipes.settings_arguments(command)
-    command.add_argument("--base", help="weights to start from (default: the service's checkpoint)")
-    for field, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("seed", int)):
-        default = AdaptJob.model_fields[field.replace("-", "_")].default
-        command.add_argument(f"--{field}", type=kind, help=f"(default: {default})")
-    command.add_argument("--method", help="cold_start, for class-conditional models; lora, for those that read text")
-    told = f"of method lora; repeatable: {', '.join(LoraOptions.model_fields)}"
-    command.add_argument("--lora", action="append", metavar="OPTION=VALUE", help=told)
-    command.add_argument("--activate", action="store_true", help="serve with the result when it is ready")
     command.set_defaults(run=_adapt)
+
+
+def _tune_command(commands: Any) -> None:
+    command = tune_command.add(commands)
+    _service(command)
+    command.set_defaults(run=_tune)
 
 
 def _size_command(commands: Any) -> None:
@@ -169,17 +172,6 @@ def _client(options: argparse.Namespace, *, admin: bool = False) -> GeneratorCli
     return GeneratorClient(options.url, api_key=key, timeout=600.0)
 
 
-def _checked(message: type[Body], **fields: Any) -> Body:
-    """A message from the command line; fields that are None are left out."""
-    try:
-        return message.model_validate({name: value for name, value in fields.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))  # of the whole message: nowhere
-        told = f"{where}: {first['msg']} (it is {first['input']!r})" if where else first["msg"]
-        raise InvalidRequest(told) from error
-
-
 def _up(options: argparse.Namespace) -> int:
     replicas = [] if options.replicas is None else [f"agent.replicas={options.replicas}"]
     return machine.up(options.config, [*options.set, *replicas], fresh=options.fresh)
@@ -199,7 +191,7 @@ def _become(options: argparse.Namespace) -> int:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    job = _adaptation(options)
+    job = adapt_command.job(options)
     if job is None:
         print(f"{options.config} has no table [agent.adapt]: nothing to do")
         return 0
@@ -208,21 +200,14 @@ def _adapt(options: argparse.Namespace) -> int:
     return 0
 
 
-def _adaptation(options: argparse.Namespace) -> AdaptJob | None:
-    """From the arguments, or from the settings; None when those have none."""
-    names = ("name", "base", "steps", "batch_size", "learning_rate", "seed", "method")
-    given = {name: getattr(options, name) for name in names}
-    lora = config.load(None, [f"lora.{option}" for option in options.lora]).get("lora") if options.lora else None
-    given |= {"activate": options.activate or None, "lora": lora}
-    if options.config is None:
-        if options.name is None or options.set:
-            raise InvalidRequest("say the NAME of the weights that result, or --config FILE with a table [agent.adapt]")
-        return _checked(AdaptJob, **given, again=True)
-    if unused := [name for name, value in given.items() if value is not None]:
-        raise InvalidRequest(f"with --config, write --set agent.adapt.{unused[0]}=... instead", param=unused[0])
-    settings = config.load(options.config, options.set)
-    config.check_tables(settings, config.TABLES)
-    return config.section(settings, "agent", AgentConfig).adapt
+def _tune(options: argparse.Namespace) -> int:
+    job = tune_command.job(options)
+    if job is None:
+        print(f"{options.config} has no table [{tune_command.TABLE}]: nothing to do")
+        return 0
+    with _client(options, admin=True) as client:
+        machine.tune(client, job)
+    return 0
 
 
 def _list_dead(options: argparse.Namespace) -> int:
@@ -263,7 +248,7 @@ def _generate(options: argparse.Namespace) -> int:
         except OSError as error:
             raise InvalidImage(f"cannot read {options.image}: {error.strerror}", param="image") from error
         image = codec.image_to_base64(codec.image_from_bytes(data, max_pixels=2**26))
-    request = _checked(
+    request = checked(
         ImageGenerationRequest,
         prompt=options.prompt,
         n=options.n,

@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from agent.follow import console, follow
+from agent.live_tuning import LiveTuning
 from agent.settings import AgentConfig
 from agent.supervisor import Child, Supervisor, job_is_over, service_is_over
 from protocol import config
@@ -22,19 +22,17 @@ from protocol.bus import QueueConfig
 from protocol.client import GeneratorClient
 from protocol.errors import (
     ConfigError,
-    GenerationFailed,
     NotReady,
     Retryable,
     ServiceUnreachable,
     UnknownJob,
-    from_problem,
 )
-from protocol.messages import AdaptJob, Job, JobRequest
+from protocol.messages import AdaptJob
+from protocol.tuning import TuneJob
 
 START_S = 1800.0  # for a generator to load its model, download included, and make a first image
-ADAPTATIONS = 3  # begun before it is given up, each time because the generator died
+BEGINNINGS = 3  # of an adaptation or a tuning before it is given up, each time because the generator died
 HOST, PORT, SAMPLES_DIR = "127.0.0.1", 8000, "runs/generator/samples"  # the generator's own defaults
-console = Console(stderr=True)
 
 
 class Machine:
@@ -52,17 +50,54 @@ class Machine:
         self._generators = list(supervisor.children)
         self._supervisor, self._arguments, self._environment = supervisor, arguments, environment
 
-    def adapt(self, job: AdaptJob) -> None:
-        """Adapt a generator and wait for it; begin again when it dies meanwhile. Raises as `follow`."""
-        for left in reversed(range(ADAPTATIONS)):
+    def prepare(self, agent: AgentConfig) -> TuneJob | None:
+        """What comes before a training: adapting, and then tuning what came of it, as far as the settings say so.
+
+        Returns:
+            What is to be tuned while it trains; None: nothing.
+
+        Raises:
+            as `follow`.
+        """
+        adapted = None if agent.adapt is None else self.adapt(agent.adapt)
+        if agent.tune is None:
+            return None
+        job = agent.tune if agent.tune.base else agent.tune.model_copy(update={"base": adapted})
+        if agent.tune_while_training:
+            return job
+        self.tune(job)
+        return None
+
+    def adapt(self, job: AdaptJob) -> str:
+        """Adapt a generator and wait for it; begin again when it dies meanwhile.
+
+        Returns:
+            The weights that result, "name@version".
+
+        Raises:
+            as `follow`.
+        """
+        return self._persist("adaptation", partial(adapt, self.client, job))
+
+    def tune(self, job: TuneJob) -> str:
+        """Tune a generator by reward, which goes on from its checkpoint when it is begun again; else as `adapt`."""
+        return self._persist("tuning", partial(tune, self.client, job))
+
+    def _persist(self, what: str, do: Callable[[], str]) -> str:
+        left = BEGINNINGS
+        while True:
             try:
-                adapt(self.client, job)
-                return
+                return do()
             except (ServiceUnreachable, NotReady, UnknownJob) as error:
-                if not left or all(generator.ended for generator in self._generators):
+                left -= 1
+                if not left or self.gone():
                     raise
-                console.print(f"the adaptation is begun again: {error}")
+                console.print(f"the {what} is begun again: {error}")
                 self.client.wait_ready(START_S)
+
+    def gone(self) -> bool:
+        """Whether all its generators have ended for good."""
+        return all(generator.ended for generator in self._generators)
 
     def train(self, *extra: str, fresh: bool = False, log: Path | None = None) -> Child:
         """Start a trainer with these arguments added.
@@ -164,36 +199,29 @@ def _wait_ready(client: GeneratorClient, generator: Child) -> None:
     raise ServiceUnreachable(f"the {generator.name} was not ready within {START_S:.0f} s: its log above says why")
 
 
-def adapt(client: GeneratorClient, job: AdaptJob) -> None:
-    """Adapt the generator and wait for it; at once when the service did this very job before. Raises as `follow`."""
-    made = follow(client, job).result
-    assert made is not None
-    console.print(f"adapted: weights {made['name']}@{made['version']}")
+def adapt(client: GeneratorClient, job: AdaptJob) -> str:
+    """Adapt the generator and wait for it; at once when the service did this very job before.
 
-
-def follow(client: GeneratorClient, request: JobRequest) -> Job:
-    """Submit a job, show its progress, and return it when it has succeeded.
+    Returns:
+        The weights that result, "name@version".
 
     Raises:
-        the error that the job failed with.
+        as `follow`.
     """
-    job = client.submit(request)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(job.type, total=None)
-        try:
-            for event in client.events(job.id):
-                if event.kind == "progress":
-                    loss = event.data.get("loss")
-                    text = job.type if loss is None else f"{job.type}, loss {loss:.4f}"
-                    bar.update(task, description=text, completed=event.data["step"], total=event.data["steps"])
-        except KeyboardInterrupt:
-            client.cancel(job.id)
-            raise
-    job = client.job(job.id)
-    if job.status != "succeeded":
-        raise from_problem(job.problem) if job.problem else GenerationFailed(f"job {job.id} ended as {job.status}")
-    return job
+    return _made(client, job, "adapted")
+
+
+def tune(client: GeneratorClient, job: TuneJob) -> str:
+    """Tune the generator by reward; else as `adapt`."""
+    return _made(client, job, "tuned")
+
+
+def _made(client: GeneratorClient, job: AdaptJob | TuneJob, done: str) -> str:
+    made = follow(client, job).result
+    assert made is not None
+    weights = f"{made['name']}@{made['version']}"
+    console.print(f"{done}: weights {weights}")
+    return weights
 
 
 def check(path: Path, overrides: Sequence[str]) -> config.Settings:
@@ -222,6 +250,7 @@ def up(path: Path, overrides: Sequence[str], *, fresh: bool) -> int:
     """Run one training on this machine; returns the trainer's exit status."""
     agent = config.section(check(path, overrides), "agent", AgentConfig)
     with machine(path, overrides) as running:
-        if agent.adapt is not None:
-            running.adapt(agent.adapt)
-        return running.train(fresh=fresh).wait()
+        beside = running.prepare(agent)
+        trainer = running.train(fresh=fresh)
+        with LiveTuning(running.client, beside, running.gone, console.print) if beside else nullcontext():
+            return trainer.wait()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from agent.language import OpenAIConfig
 from agent.planner import PlannerConfig
 from protocol.messages import AdaptJob
+from protocol.tuning import TuneJob
 
 
 class AgentConfig(PlannerConfig):
@@ -18,4 +19,24 @@ class AgentConfig(PlannerConfig):
     local: dict[str, Any] = {}  # that of perturb = "local"; checked by its Config at loading
     captioner: dict[str, Any] = {}  # the model of `onthefly caption`; checked by its Config; without one: no captions
     adapt: AdaptJob | None = None  # done before training; None: generate with the weights that are active already
+    tune: TuneJob | None = None  # after that, of what came of it unless it names a base; None, or false: not tuned
+    # The training waits for that, unless:
+    tune_while_training: bool = False  # it begins after [agent.adapt], and is served each weight set as it is published
     replicas: int = Field(default=1, ge=1, le=64)  # generators on this machine, on consecutive ports
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _or_false(cls, value: Any) -> Any:
+        """TOML has no null to take back a table that a file includes."""
+        return None if value is False else value
+
+    @model_validator(mode="after")
+    def _tunes_what_is_served(self) -> AgentConfig:
+        if self.tune_while_training and self.tune is None:
+            raise ValueError("there is nothing to tune while training: add a table [agent.tune]")
+        if self.tune_while_training and not (self.tune.activate and self.tune.publish_every):
+            raise ValueError(
+                "what is tuned while training is to be served before it is done: set tune.activate = true, and "
+                "tune.publish_every to the rollouts between two weight sets"
+            )
+        return self

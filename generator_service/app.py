@@ -11,6 +11,7 @@ from generator_service.limits import Bodies, RateLimit
 from generator_service.middleware import Authorized, Bounded, Idempotent
 from generator_service.observed import Observed
 from generator_service.service import Service
+from generator_service.uploads import Uploads
 
 
 def create_app(service: Service) -> FastAPI:
@@ -28,6 +29,7 @@ def create_app(service: Service) -> FastAPI:
         max_feedback_bytes=config.max_feedback_bytes,
         body_s=limits.body_s,
         bodies=Bodies(limits.bodies_bytes),
+        uploads=Uploads(service.published.uploads, config.max_model_bytes),
     )
     app.add_middleware(Authorized, access=Access(config), rate=RateLimit(limits.requests_per_minute, limits.burst))
     app.add_middleware(Observed, telemetry=service.telemetry)

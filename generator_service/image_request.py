@@ -129,7 +129,8 @@ def _check_abilities(request: ImageGenerationRequest, weights: WeightSet, can: A
         )
     if request.lora_scale is not None and weights.kind != "lora":
         raise UnsupportedField(f"weights {weights.ref} are no LoRA: leave lora_scale out", param="lora_scale")
-    if request.class_label is not None and weights.kind == "lora" and weights.metadata.get("visual", "none") == "none":
+    unseen = can.conditioning == "text" and weights.kind != "full" and weights.metadata.get("visual", "none") == "none"
+    if request.class_label is not None and unseen:
         raise UnsupportedField(
             f"weights {weights.ref} have no visual tokens of classes: name the class in the prompt alone, and leave "
             "class_label out",

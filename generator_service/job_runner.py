@@ -1,4 +1,5 @@
-"""Runs long work as jobs: image generation, and adaptation of the generator. One thread a job, which mostly waits.
+"""Runs long work as jobs: image generation, and what makes new weights of the generator, adapting and tuning. One
+thread a job, which mostly waits.
 
 Knows nothing of HTTP.
 """
@@ -18,19 +19,23 @@ from functools import partial
 
 from generator_service import access, registry
 from generator_service.adaptation_run import AdaptationRun
-from generator_service.backends.interface import Backend, WeightSet
+from generator_service.backends.interface import Adaptation, Backend, Progress, WeightSet
 from generator_service.batching import Generation
 from generator_service.boundary import guard
 from generator_service.engine import Engine
 from generator_service.image_request import ImageOrder
 from generator_service.jobs import JobRecord, JobTable
+from generator_service.publications import Publications, is_part
+from generator_service.published_models import PublishedModels
 from generator_service.real_images import RealImages
 from generator_service.results import Recorder
 from generator_service.weights import WeightStore, info
 from protocol.errors import Cancelled, InvalidRequest
 from protocol.messages import AdaptJob
+from protocol.tuning import ASIDE, TuneJob
 
-UNFINISHED = ".unfinished-"  # how folders of adaptations begin that are not done; no name of a set begins with a dot
+UNFINISHED = ".unfinished-"  # how folders of jobs begin that are not done; no name of a set begins with a dot
+Learning = AdaptJob | TuneJob
 KEPT_S = 7 * 24 * 3600.0  # that they wait for somebody to go on with them, since they last changed
 
 
@@ -46,14 +51,18 @@ class JobRunner:
         classes: list[str],
         max_unfinished: int,
         activate: Callable[[WeightSet], None],
+        rewards: dict[str, str],
+        published: PublishedModels,
     ):
         """
         Args:
             backend: asked what it can do and depends on; used by the engine alone.
-            real: what adaptations learn from; None: no dataset is mounted.
+            real: what new weights are learnt from; None: no dataset is mounted.
             classes: of the dataset; empty without one.
             max_unfinished: as in `jobs`, one thread each.
             activate: what to do with weights that are to serve from now on.
+            rewards: what a generator can be tuned by: name -> "module:function".
+            published: models of trainers, whose features rewards may be of.
         """
         self._jobs, self._engine, self._backend, self._weights, self._recorder = (
             jobs,
@@ -63,9 +72,10 @@ class JobRunner:
             recorder,
         )
         self._real, self._classes, self._activate = real, classes, activate
+        self._rewards, self._published = rewards, published
         self._threads = ThreadPoolExecutor(max_unfinished, thread_name_prefix="job")
         self._turn = threading.Condition()
-        self._adapting: set[str] = set()  # recipes
+        self._learning: set[str] = set()  # recipes
         for folder in weights.root.glob(f"{UNFINISHED}*"):
             if folder.stat().st_mtime < time.time() - KEPT_S:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -95,36 +105,60 @@ class JobRunner:
         response = self._recorder.images_response(order, generation.future.result())
         record.succeed(response.model_dump(mode="json"))
 
-    # ------------------------------------------------------------ adaptation
+    # ------------------------------------------------------------ new weights
 
     def adapt(self, job: AdaptJob) -> JobRecord:
         """Raises InvalidRequest, UnknownWeights, QueueFull and NotReady."""
         self._engine.check_ready()
         base = self._weights.base if job.base is None else self._weights.resolve(job.base)
-        self._weights.check_name(job.name)
         if job.method not in self._backend.can.adaptations:
             raise InvalidRequest(
                 f"this backend is not adapted by {job.method!r}: use {' or '.join(self._backend.can.adaptations)}",
                 param="method",
             )
+        return self._begin(job, base, lambda: registry.load(registry.ADAPTATIONS, job.method))
+
+    def tune(self, job: TuneJob) -> JobRecord:
+        """Raises InvalidRequest, UnknownWeights, QueueFull and NotReady."""
+        self._engine.check_ready()
+        base = self._tuned_base(job)
+        if self._backend.name not in registry.POLICIES:
+            raise InvalidRequest(f"backend {self._backend.name!r} cannot be tuned by reward", param="type")
+        from generator_service.rl.reward_terms import reward_functions  # late: it imports torch
+
+        rewards = reward_functions(job, self._rewards)
+        return self._begin(job, base, lambda: partial(_tune(), rewards=rewards, published=self._published))
+
+    def _tuned_base(self, job: TuneJob) -> WeightSet:
+        """What it starts from; a job that names no weights, and activated some of its own, goes on from what it began
+        with."""
+        base = self._weights.resolve(job.base)
+        own = base.ref.name == job.name and base.metadata.get("options") == job.model_dump(mode="json", exclude=ASIDE)
+        if job.base is None and own and base.base is not None and (is_part(base) or not job.again):
+            return base.base
+        return base
+
+    def _begin(self, job: Learning, base: WeightSet, adaptation: Callable[[], Adaptation]) -> JobRecord:
+        self._weights.check_name(job.name)
         if self._real is None:
-            raise InvalidRequest("an adaptation needs images: set generator.dataset.root", param="method")
-        record = self._jobs.create("adapt", job.steps, access.current().name)
-        self._threads.submit(copy_context().run, guard, partial(self._adapt, record, job, base), record.fail)
+            raise InvalidRequest("there are no images to learn from: set generator.dataset.root", param="type")
+        record = self._jobs.create(job.type, job.steps, access.current().name)
+        learn = partial(self._learn, record, job, base, adaptation)
+        self._threads.submit(copy_context().run, guard, learn, record.fail)
         return record
 
-    def _adapt(self, record: JobRecord, job: AdaptJob, base: WeightSet) -> None:
+    def _learn(self, record: JobRecord, job: Learning, base: WeightSet, adaptation: Callable[[], Adaptation]) -> None:
         recipe = self._recipe(job, base)
         with self._only_one(recipe, record):
-            made = None if job.again else self._weights.find(job.name, recipe)
-            made = made or self._make(record, job, base, recipe)
+            made = None if job.again else self._weights.find(job.name, {"recipe": recipe})
+            made = made or self._make(record, job, base, recipe, adaptation())
         if job.activate:
             self._activate(made)
         record.succeed(info(made, self._weights.active().ref).model_dump(mode="json"))
 
     @contextmanager
     def _only_one(self, recipe: str, record: JobRecord) -> Iterator[None]:
-        """Equal adaptations run one after another: they share what is unfinished, and one may be enough for all.
+        """Equal jobs run one after another: they share what is unfinished, and one may be enough for all.
 
         Raises Cancelled when that was asked for while others ran.
         """
@@ -137,42 +171,65 @@ class JobRunner:
 
         record.on_cancel(cancel)
         with self._turn:
-            self._turn.wait_for(lambda: recipe not in self._adapting or cancelled.is_set())
+            self._turn.wait_for(lambda: recipe not in self._learning or cancelled.is_set())
             if cancelled.is_set():
                 raise Cancelled("cancelled: ask again if you still want it")
-            self._adapting.add(recipe)
+            self._learning.add(recipe)
         try:
             yield
         finally:
             with self._turn:
-                self._adapting.remove(recipe)
+                self._learning.remove(recipe)
                 self._turn.notify_all()
 
-    def _recipe(self, job: AdaptJob, base: WeightSet) -> str:
-        """Hash of all that decides what an adaptation makes: job, base weights, other models, images and classes."""
+    def _recipe(self, job: Learning, base: WeightSet) -> str:
+        """Hash of all that decides what a job makes: itself, base weights, other models, images and classes."""
         assert self._real is not None
-        said = (
-            job.model_dump_json(exclude={"name", "again", "activate"}) + base.ref.digest + self._backend.beside_base()
-        )
+        said = job.model_dump_json(exclude=ASIDE) + base.ref.digest + self._backend.beside_base()
         content = hashlib.sha256("\n".join([said, *self._classes]).encode())
         content.update(self._real.digest().encode())
         content.update(json.dumps(self._real.captions).encode())
         return content.hexdigest()
 
-    def _make(self, record: JobRecord, job: AdaptJob, base: WeightSet, recipe: str) -> WeightSet:
-        assert self._real is not None
-        adaptation = registry.load(registry.ADAPTATIONS, job.method)
+    def _make(
+        self, record: JobRecord, job: Learning, base: WeightSet, recipe: str, adaptation: Adaptation
+    ) -> WeightSet:
+        real, classes = self._real, self._classes
+        assert real is not None
         unfinished = self._weights.root / f"{UNFINISHED}{recipe[:16]}"  # one that is not done finds it again
+        activate = self._activate if job.activate else None
+        publications = Publications(self._weights, job.name, base, classes, recipe, unfinished, activate)
         with self._weights.staging() as folder:
             run = AdaptationRun(
                 base,
-                begin=lambda backend: adaptation(backend, base, self._real, self._classes, job, folder, unfinished),
-                on_progress=lambda progress: record.progress(progress.step, progress.steps, loss=progress.loss),
+                begin=lambda backend: adaptation(backend, base, real, classes, job, folder, unfinished),
+                on_progress=partial(_tell, record, publications),
             )
             future = self._engine.adapt(run)
+            future.add_done_callback(lambda _: publications.end())
             record.on_cancel(partial(self._engine.cancel_adaptation, run))
+            try:
+                for weights in publications.published():
+                    record.progress(record.job.step, job.steps, weights=str(weights.ref))
+            except BaseException:
+                self._engine.cancel_adaptation(run)
+                raise
             kind, metadata = future.result()
             metadata = {**metadata, "recipe": recipe}
             made = self._weights.publish(folder, job.name, base, kind, self._classes, metadata)
         shutil.rmtree(unfinished, ignore_errors=True)
         return made
+
+
+def _tell(record: JobRecord, publications: Publications, progress: Progress) -> None:
+    """On the compute thread."""
+    if progress.made is not None:
+        publications.add(progress.made)
+    if progress.loss is not None:
+        record.progress(progress.step, progress.steps, loss=progress.loss, **progress.data)
+
+
+def _tune() -> Adaptation:
+    from generator_service.rl.tune import tune  # late: it imports torch and timm
+
+    return tune

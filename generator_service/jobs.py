@@ -7,6 +7,7 @@ it is stopped: cancelling is a callable given from outside.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ from protocol.errors import Cancelled, Forbidden, InvalidRequest, OnTheFlyError,
 from protocol.messages import Job, JobEvent, JobStatus
 
 FINISHED = ("succeeded", "failed", "cancelled")
+MAX_EVENT_BYTES = 2**22  # of a job's progress that is kept: some of it is pictures
 
 
 class JobRecord:
@@ -25,10 +27,11 @@ class JobRecord:
 
     def __init__(self, kind: str, steps: int | None, max_events: int, owner: str):
         self.owner = owner
-        self.size = 0  # bytes of its result
+        self.size = 0  # bytes of its result and of its events, once it has ended
         self._lock = threading.Lock()
         self._job = Job(id=uuid.uuid4().hex, type=kind, status="queued", created=time.time(), steps=steps)
-        self._events: deque[JobEvent] = deque(maxlen=max_events)
+        self._events: deque[tuple[JobEvent, int]] = deque()  # and the bytes that it counts for
+        self._max_events, self._events_size = max_events, 0
         self._followers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._cancel: Callable[[], None] | None = None
         self._cancel_asked = False
@@ -54,7 +57,7 @@ class JobRecord:
         if asked:
             cancel()
 
-    def progress(self, step: int, steps: int, **data: float) -> None:
+    def progress(self, step: int, steps: int, **data: Any) -> None:
         """One step done. The first call turns the job to running."""
         with self._lock:
             if self.finished:
@@ -77,8 +80,8 @@ class JobRecord:
             if self.finished:
                 return
             self._update(status=status, finished=time.time(), **outcome)
-            self.size = len(self._job.model_dump_json())
             self._log("end", self._job.model_dump(mode="json"))
+            self.size = len(self._job.model_dump_json()) + self._events_size
             self._cancel = None
 
     # ------------------------------------------------------------ read by handlers
@@ -115,7 +118,7 @@ class JobRecord:
             while True:
                 changed.clear()
                 with self._lock:
-                    fresh = [event for event in self._events if event.seq > after]
+                    fresh = [event for event, _ in self._events if event.seq > after]
                 if fresh and fresh[0].seq > after + 1:
                     yield self._skipped(after + 1, fresh[0].seq - 1)
                 for event in fresh:
@@ -142,7 +145,12 @@ class JobRecord:
 
     def _log(self, kind: str, data: dict[str, Any]) -> None:
         self._seq += 1
-        self._events.append(JobEvent(seq=self._seq, job=self._job.id, kind=kind, time=time.time(), data=data))
+        event = JobEvent(seq=self._seq, job=self._job.id, kind=kind, time=time.time(), data=data)
+        size = len(json.dumps(data)) if kind == "progress" else 0  # the result at the end is counted elsewhere
+        self._events.append((event, size))
+        self._events_size += size
+        while len(self._events) > self._max_events or (self._events_size > MAX_EVENT_BYTES and len(self._events) > 1):
+            self._events_size -= self._events.popleft()[1]
         for changed, loop in self._followers.items():
             loop.call_soon_threadsafe(changed.set)
 
@@ -164,7 +172,7 @@ class JobTable:
             max_unfinished: jobs queued or running; one more raises QueueFull.
             max_events: events kept of each job, the latest ones.
             max_own: jobs queued or running of one owner; None: all that there may be.
-            max_result_bytes: of finished jobs.
+            max_result_bytes: of finished jobs, with their events.
         """
         self._lock = threading.Lock()
         self._records: OrderedDict[str, JobRecord] = OrderedDict()

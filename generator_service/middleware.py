@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,7 @@ from generator_service.access import Access
 from generator_service.idempotency import IdempotencyStore, Reply
 from generator_service.limits import Bodies, RateLimit
 from generator_service.problems import problem_response
+from generator_service.uploads import Upload, Uploads
 from protocol import logs
 from protocol.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, OnTheFlyError, Overloaded
 
@@ -45,20 +47,35 @@ class Authorized:
 
 
 class Bounded:
-    """Reads request bodies up to a limit, by Content-Length and while they arrive, in a limited time."""
+    """Reads request bodies up to a limit, by Content-Length and while they arrive, in a limited time; the largest of
+    them to the disk."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_feedback_bytes: int, body_s: float, bodies: Bodies):
-        """`max_feedback_bytes`: of feedback, which may bring many images; `max_body_bytes`: of all others."""
-        self._app, self._body_s, self._bodies = app, body_s, bodies
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        max_feedback_bytes: int,
+        body_s: float,
+        bodies: Bodies,
+        uploads: Uploads,
+    ):
+        """`max_feedback_bytes`: of feedback, which may bring many images; `max_body_bytes`: of all others that
+        `uploads` does not want."""
+        self._app, self._body_s, self._bodies, self._uploads = app, body_s, bodies, uploads
         self._max_body_bytes, self._max_feedback_bytes = max_body_bytes, max_feedback_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             return await self._app(scope, receive, send)
-        with self._bodies.one() as keep:
+        with ExitStack() as stack:
             try:
+                if self._uploads.wants(scope):
+                    kept: Upload | _InMemory = stack.enter_context(self._uploads.one())
+                    scope["upload"] = kept.path
+                else:
+                    kept = _InMemory(stack.enter_context(self._bodies.one()))
                 async with asyncio.timeout(self._body_s):
-                    body = await self._read(scope, receive, keep)
+                    body = await self._read(scope, receive, kept)
             except TimeoutError:
                 slow = BodyTooSlow(f"the body did not arrive within {self._body_s:g} s: send it at once")
                 return await problem_response(slow, {"Connection": "close"})(scope, receive, send)
@@ -67,18 +84,24 @@ class Bounded:
             if body is not None:
                 await self._app(scope, _replay(body, receive), send)
 
-    async def _read(self, scope: Scope, receive: Receive, keep: Callable[[int], bool]) -> bytes | None:
-        """The whole body; None when the client went away."""
-        limit, setting = self._max_body_bytes, "max_body_bytes"
+    def _limit(self, scope: Scope) -> tuple[int, str]:
+        """Bytes, and the setting that says so."""
+        if self._uploads.wants(scope):
+            return self._uploads.max_bytes, "max_model_bytes"
         if scope["path"] == FEEDBACK:
-            limit, setting = self._max_feedback_bytes, "max_feedback_bytes"
+            return self._max_feedback_bytes, "max_feedback_bytes"
+        return self._max_body_bytes, "max_body_bytes"
+
+    async def _read(self, scope: Scope, receive: Receive, kept: Upload | _InMemory) -> bytes | None:
+        """The whole body, or what stands for it; None when the client went away."""
+        limit, setting = self._limit(scope)
         content_length = Headers(scope=scope).get("content-length", "0")
         if not content_length.isdecimal():
             raise InvalidRequest("Content-Length must be a number", param="Content-Length")
         too_large = BodyTooLarge(f"the body is larger than {limit} bytes: send less, or raise generator.{setting}")
         if int(content_length) > MAX_DRAIN * limit:
             raise too_large
-        chunks, size, more, refused = [], 0, True, None
+        size, more, refused = 0, True, None
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -89,13 +112,29 @@ class Bounded:
                 raise too_large
             if size > limit:
                 refused = too_large
-            elif refused is None and not keep(len(chunk)):
-                refused = Overloaded("too many large requests at a time: try again in a moment")
-            if refused is None:
-                chunks.append(chunk)
+            elif refused is None:
+                try:
+                    await kept.take(chunk)
+                except OnTheFlyError as error:
+                    refused = error
         if refused is not None:
             raise refused
-        return b"".join(chunks)
+        return await kept.end()
+
+
+class _InMemory:
+    """A body that is kept as it is. `room`: as of `Bodies.one`."""
+
+    def __init__(self, room: Callable[[int], bool]):
+        self._room, self._chunks = room, list[bytes]()
+
+    async def take(self, chunk: bytes) -> None:
+        if not self._room(len(chunk)):
+            raise Overloaded("too many large requests at a time: try again in a moment")
+        self._chunks.append(chunk)
+
+    async def end(self) -> bytes:
+        return b"".join(self._chunks)
 
 
 class Idempotent:

@@ -25,6 +25,7 @@ from generator_service.job_runner import JobRunner
 from generator_service.jobs import JobTable
 from generator_service.metrics.nearest import NearestReal
 from generator_service.perturbation import perturber
+from generator_service.published_models import PublishedModels
 from generator_service.queue_worker import QueueWorkers
 from generator_service.real_images import RealImages
 from generator_service.replica import Membership
@@ -70,6 +71,7 @@ class Service:
             max_result_bytes=config.limits.job_results_bytes,
         )
         self.samples = SampleStore(config.samples_dir, config.max_samples, config.max_image_bytes)
+        self.published = PublishedModels(config.weights_dir / ".published")
         self.telemetry = Telemetry()
         self.engine = Engine(
             self._load,
@@ -151,6 +153,8 @@ class Service:
                 classes,
                 config.max_unfinished_jobs,
                 self.membership.activate,
+                registry.REWARDS | config.rewards,
+                self.published,
             ),
             FeedbackDesk(
                 self._bus,

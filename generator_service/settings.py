@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -12,6 +12,8 @@ from generator_service.image_request import ImageDefaults
 from generator_service.limits import LimitsConfig
 from generator_service.registry import BACKENDS
 from protocol.dataset import DatasetConfig
+
+Plugin = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class GeneratorConfig(AccessConfig):
@@ -24,6 +26,7 @@ class GeneratorConfig(AccessConfig):
     limits: LimitsConfig = LimitsConfig()  # of each caller, and of all together
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)  # of a request; larger ones are refused
     max_feedback_bytes: int = Field(default=64 * 2**20, ge=1024)  # of a feedback, which may bring many images
+    max_model_bytes: int = Field(default=2 * 2**30, ge=1024)  # of a model that a trainer publishes
 
     backend: str = "dit"  # registry name
     backends: dict[str, dict[str, Any]] = {}  # [generator.dit] and the like; checked by the backend's Config at loading
@@ -32,6 +35,8 @@ class GeneratorConfig(AccessConfig):
     samples_dir: Path = Path("runs/generator/samples")  # provenance and REST images; each replica has its own
     dataset: DatasetConfig | None = None  # the real data: init images, adaptation, near-copies; None: not mounted
     roots: list[Path] = []  # folders that all of these, links resolved, must be in; []: any
+
+    rewards: dict[str, Plugin] = {}  # that a generator can be tuned by beside ours: name = "module:function"
 
     images: ImageDefaults = ImageDefaults()  # what image requests get that leave a field out
 

@@ -193,12 +193,12 @@ class WeightStore:
                         raise
                     version += 1
 
-    def find(self, name: str, recipe: str) -> WeightSet | None:
-        """The newest version of `name` whose metadata has this recipe; None when there is none that can be read."""
+    def find(self, name: str, told: Mapping[str, Any]) -> WeightSet | None:
+        """The newest version of `name` whose metadata tell this; None when there is none that can be read."""
         for version in reversed(self._versions(name)):
             with suppress(WeightsCorrupt, UnknownWeights):
                 weights = self._read(name, version)
-                if weights.metadata.get("recipe") == recipe:
+                if told.items() <= weights.metadata.items():
                     return weights
         return None
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import httpx
 
 from protocol import client_calls as calls
+from protocol import client_uploads as uploads
 from protocol.client_calls import Call, EventStream, Readiness
 from protocol.client_http import (
     DEADLINE_S,
@@ -42,6 +44,7 @@ from protocol.messages import (
     WeightsList,
 )
 from protocol.operations import DeadLetterList, DeadLetterOutcome
+from protocol.published import PublishedModel, PublishedModelList
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -126,6 +129,14 @@ class GeneratorClient:
         """Make a weight set the active one; None: its newest version."""
         return self._send(calls.activate(name, version))
 
+    def publish_model(self, name: str, model: bytes | str | Path, idempotency_key: str | None = None) -> PublishedModel:
+        """Make safetensors, or a file of them, the next version of a published model; the same bytes again change
+        nothing. Raises BadFile, and InvalidRequest: they do not fit the timm model that they name."""
+        return self._send(uploads.publish_model(name, model, idempotency_key))
+
+    def published_models(self) -> PublishedModelList:
+        return self._send(uploads.published_models())
+
     def sample(self, sample_id: str) -> Sample:
         return self._send(calls.sample(sample_id))
 
@@ -199,7 +210,8 @@ class GeneratorClient:
         self._replicas.first = index
         try:
             headers = call.all_headers()
-            got = http.request(call.method, call.path, json=call.body, headers=headers, timeout=timeout)
+            body = uploads.sent(call, attempts.until)
+            got = http.request(call.method, call.path, **body, headers=headers, timeout=timeout)
         except httpx.RequestError as error:
             raise calls.unreachable(url, error) from error
         answer = calls.answer(call, url, got.status_code, got.headers, got.content)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import httpx
 
 from protocol import client_calls as calls
+from protocol import client_uploads as uploads
 from protocol.client_calls import Call, EventStream, Readiness
 from protocol.client_http import (
     DEADLINE_S,
@@ -37,6 +39,7 @@ from protocol.messages import (
     WeightsList,
 )
 from protocol.operations import DeadLetterList, DeadLetterOutcome
+from protocol.published import PublishedModel, PublishedModelList
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -102,6 +105,16 @@ class AsyncGeneratorClient:
     async def activate(self, name: str, version: int | None = None) -> WeightsInfo:
         """Make a weight set the active one; None: its newest version."""
         return await self._send(calls.activate(name, version))
+
+    async def publish_model(
+        self, name: str, model: bytes | str | Path, idempotency_key: str | None = None
+    ) -> PublishedModel:
+        """Make safetensors, or a file of them, the next version of a published model; the same bytes again change
+        nothing. Raises BadFile, and InvalidRequest: they do not fit the timm model that they name."""
+        return await self._send(uploads.publish_model(name, model, idempotency_key))
+
+    async def published_models(self) -> PublishedModelList:
+        return await self._send(uploads.published_models())
 
     async def sample(self, sample_id: str) -> Sample:
         return await self._send(calls.sample(sample_id))
@@ -178,7 +191,8 @@ class AsyncGeneratorClient:
         self._replicas.first = index
         try:
             headers = call.all_headers()
-            got = await http.request(call.method, call.path, json=call.body, headers=headers, timeout=timeout)
+            body = uploads.sent_async(call, attempts.until)
+            got = await http.request(call.method, call.path, **body, headers=headers, timeout=timeout)
         except httpx.RequestError as error:
             raise calls.unreachable(url, error) from error
         answer = calls.answer(call, url, got.status_code, got.headers, got.content)

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -63,6 +64,7 @@ class Call(Generic[Answer]):
     body: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     job_id: str | None = None  # of the job that it is about, which one replica has
+    content: bytes | Path | None = None  # what is sent as it is, or the file that holds it; None: `body`
 
     def all_headers(self) -> dict[str, str]:
         """With those that tell which request and which trace of the caller's this one belongs to."""
@@ -78,7 +80,7 @@ class Call(Generic[Answer]):
     @property
     def repeatable(self) -> bool:
         """Whether it may be done on two replicas, when it is not known whether one of them did it."""
-        return self.method != "POST" or self.path == "/v1/feedback"
+        return self.method != "POST" or self.path == "/v1/feedback" or self.content is not None
 
 
 def generate(request: ImageGenerationRequest, idempotency_key: str | None) -> Call[ImagesResponse]:

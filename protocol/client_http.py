@@ -81,11 +81,11 @@ class Attempts(Generic[Answer]):
     def __init__(self, call: Call[Answer], retries: int, deadline_s: float):
         """`retries`: attempts after the first one; `deadline_s`: seconds for everything."""
         self.call = call.keyed() if retries else call
-        self._left, self._until, self._pause = retries, time.monotonic() + deadline_s, _FIRST_PAUSE_S
+        self._left, self.until, self._pause = retries, time.monotonic() + deadline_s, _FIRST_PAUSE_S
 
     def timeout(self, usual: httpx.Timeout) -> httpx.Timeout:
         """Of the next attempt: no longer than there is time."""
-        left = max(0.001, self._until - time.monotonic())
+        left = max(0.001, self.until - time.monotonic())
         return httpx.Timeout(min(usual.read or left, left), connect=min(usual.connect or left, left))
 
     def delay(self, error: Retryable) -> float:
@@ -94,7 +94,7 @@ class Attempts(Generic[Answer]):
         pause = self._pause * (0.5 + secrets.randbelow(1000) / 2000)
         if not isinstance(error.__cause__, httpx.RequestError):
             pause = max(pause, error.retry_after or 0.0)
-        if not self._left or not self._may_repeat(error) or time.monotonic() + pause >= self._until:
+        if not self._left or not self._may_repeat(error) or time.monotonic() + pause >= self.until:
             raise error
         self._left, self._pause = self._left - 1, min(2 * self._pause, _LONGEST_PAUSE_S)
         return pause

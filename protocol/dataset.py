@@ -1,8 +1,9 @@
 """The dataset contract: a folder of labelled pictures that trainer and generator service read alike.
 
 Two layouts, as in Hugging Face's imagefolder: class folders `root[/split]/<class>/<image>`, or
-`root[/split]/metadata.jsonl` with `file_name` and `label` (a class name, or an int) and perhaps `caption` or `text` on
-each line. Knows nothing of models or tensors.
+`root[/split]/metadata.jsonl` with `file_name` and `label` (a class name, or an int) and perhaps `caption` or `text` and
+`camera` on each line. Published sets of identities, a class each, are read as they come: see `dataset_identity`. Knows
+nothing of models or tensors.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from protocol import codec
-from protocol.dataset_layout import Listed, check_root, class_names, list_split
+from protocol.dataset_layout import Layout, Listed, check_root, class_names, list_split, split_folder
 from protocol.errors import BadFile, DatasetError, InvalidImage, UnknownSource
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,12 @@ class DatasetConfig(BaseModel):
 
     root: Path  # folder with the classes, the splits or metadata.jsonl in it
     split: str | None = Field(default=None, pattern=r"^[^/\\.][^/\\]*$")  # sub-folder of root; None: root itself
+    layout: Layout = "auto"  # auto: Market-1501 and CUHK03-NP told by their folders, else imagefolder
     on_bad_file: Literal["skip", "fail"] = "skip"  # a file that is no picture: leave it out and report it, or stop
     max_pixels: int = Field(default=codec.MAX_PIXELS, ge=1)  # width x height past which a file counts as bad
     classes: list[str] | None = Field(default=None, min_length=2)  # label -> name; None: found in the data, sorted
+    max_classes: int | None = Field(default=None, ge=2)  # the first n by label; pictures of others are left out
+    max_per_class: int | None = Field(default=None, ge=1)  # the first n by path of each class; None: all
     threads: int = Field(default=8, ge=1, le=256)  # that decode every picture once at the start
     links_to: list[Path] = []  # folders outside root that symbolic links in it may lead to
 
@@ -54,6 +58,7 @@ class Entry:
     caption: str | None  # None: the dataset has none
     path: Path
     relative: str  # to root, with the split, "/" between the parts
+    camera: str | None = None  # or whatever stands for the view; None: not known
 
 
 @dataclass(frozen=True)
@@ -93,18 +98,34 @@ class Dataset:
             BadFile: a file does not decode and `on_bad_file` is "fail".
             DatasetError: no root, no pictures, fewer than two classes, an empty class, bad metadata. Says what to do.
         """
-        check_root(config.root, config.split)
-        listed = list_split(config.root, config.split)
-        classes = tuple(config.classes or class_names(config.root, config.split))
-        entries = [_entry(config, item, classes) for item in listed]
-        places = config.places()
-        with ThreadPoolExecutor(config.threads) as pool:
-            reasons = list(pool.map(lambda entry: _fault(entry.path, config.max_pixels, places), entries))
-        bad = [BadFileReport(e.path, reason) for e, reason in zip(entries, reasons, strict=True) if reason is not None]
+        check_root(config.root, config.split, config.layout)
+        listed = list_split(config.root, config.split, config.layout)
+        classes = tuple(config.classes or class_names(config.root, config.split, config.layout))[: config.max_classes]
+        dataset = cls._decoded(config, _capped(listed, classes, config), classes)
+        _check_balance(dataset.samples, classes, config)
+        return dataset
+
+    @classmethod
+    def open_identities(cls, config: DatasetConfig) -> Dataset:
+        """As `open`, for a split to search in, not to learn: its classes are the identities it shows, be it only one.
+
+        `classes`, `max_classes` and `max_per_class` are about what is learnt, and say nothing here.
+        """
+        check_root(config.root, config.split, config.layout)
+        listed = [replace(item, label=str(item.label)) for item in list_split(config.root, config.split, config.layout)]
+        dataset = cls._decoded(config, listed, tuple(sorted({str(item.label) for item in listed})))
+        _check_any(dataset.samples, config)
+        return dataset
+
+    @classmethod
+    def _decoded(cls, config: DatasetConfig, listed: Sequence[Listed], classes: tuple[str, ...]) -> Dataset:
+        labels = {name: label for label, name in enumerate(classes)}
+        entries = [_entry(config, item, classes, labels) for item in listed]
+        bad = find_bad(entries, config)
         _report(bad, config.on_bad_file)
-        good = [entry for entry, reason in zip(entries, reasons, strict=True) if reason is None]
-        _check_balance(good, classes, config)
-        return cls(classes, good, bad, config.max_pixels, places)
+        paths = {report.path for report in bad}
+        good = [entry for entry in entries if entry.path not in paths]
+        return cls(classes, good, bad, config.max_pixels, config.places())
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -147,20 +168,36 @@ class Dataset:
             raise BadFile(f"{entry.path} cannot be read any more ({error}): restore it and start again") from error
 
 
-def _entry(config: DatasetConfig, item: Listed, classes: tuple[str, ...]) -> Entry:
-    if isinstance(item.label, int):
-        known, label = 0 <= item.label < len(classes), item.label
-    else:
-        known = item.label in classes
-        label = classes.index(item.label) if known else -1
-    if not known:
+def find_bad(entries: Sequence[Entry], config: DatasetConfig) -> list[BadFileReport]:
+    """Decode each picture once: those that are none, are too large or lead out of the dataset, in order."""
+    places = config.places()
+    with ThreadPoolExecutor(config.threads) as pool:
+        reasons = list(pool.map(lambda entry: _fault(entry.path, config.max_pixels, places), entries))
+    return [BadFileReport(e.path, reason) for e, reason in zip(entries, reasons, strict=True) if reason is not None]
+
+
+def _capped(listed: Sequence[Listed], classes: tuple[str, ...], config: DatasetConfig) -> list[Listed]:
+    """What `max_classes` and `max_per_class` leave."""
+    known, seen, kept = set(classes), Counter[int | str](), []
+    for item in listed:
+        within = item.label < len(classes) if isinstance(item.label, int) else item.label in known
+        if config.max_classes is not None and not within:
+            continue
+        seen[item.label] += 1
+        if config.max_per_class is None or seen[item.label] <= config.max_per_class:
+            kept.append(item)
+    return kept
+
+
+def _entry(config: DatasetConfig, item: Listed, classes: tuple[str, ...], labels: Mapping[str, int]) -> Entry:
+    label = item.label if isinstance(item.label, int) else labels.get(item.label, -1)
+    if not 0 <= label < len(classes):
         raise DatasetError(
             f"{item.where}: label {item.label!r} is outside the {len(classes)} classes ({', '.join(classes[:20])}): "
             "correct it, or add the class to `classes`"
         )
-    return Entry(
-        sample_id(item.relative), label, classes[label], item.caption, config.root / item.on_disk, item.relative
-    )
+    path = config.root / item.on_disk
+    return Entry(sample_id(item.relative), label, classes[label], item.caption, path, item.relative, item.camera)
 
 
 def _decode(path: Path, max_pixels: int, places: Sequence[Path] | None) -> np.ndarray:
@@ -191,9 +228,7 @@ def _report(bad: Sequence[BadFileReport], on_bad_file: str) -> None:
 
 def _check_balance(entries: Sequence[Entry], classes: tuple[str, ...], config: DatasetConfig) -> None:
     """At least two classes, each with a picture."""
-    place = config.root if config.split is None else config.root / config.split
-    if not entries:
-        raise DatasetError(f"{place} has no images: put them in class folders, or list them in metadata.jsonl")
+    place = _check_any(entries, config)
     if len(classes) < 2:
         raise DatasetError(f"{place} has one class only ({classes[0]}): a classifier needs two at least")
     counts = Counter(entry.label for entry in entries)
@@ -202,3 +237,11 @@ def _check_balance(entries: Sequence[Entry], classes: tuple[str, ...], config: D
         raise DatasetError(
             f"{place} has no images of class {', '.join(map(repr, empty[:20]))}: add some, or remove the class"
         )
+
+
+def _check_any(entries: Sequence[Entry], config: DatasetConfig) -> Path:
+    """At least one picture. Returns where they are."""
+    place = split_folder(config.root, config.split, config.layout)
+    if not entries:
+        raise DatasetError(f"{place} has no images: put them in class folders, or list them in metadata.jsonl")
+    return place

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from protocol.dataset_layout import METADATA, check_root, list_split, parse_metadata
+from protocol.dataset_layout import METADATA, check_root, list_split, parse_metadata, split_folder
 from protocol.disk import full_disk_told
 from protocol.errors import DatasetError
 
@@ -33,7 +33,7 @@ def add_captions(root: Path, split: str | None, captions: Mapping[str, str]) -> 
         DatasetError: the folder's metadata are wrong, or cannot be written. DiskFull: they are as they were.
     """
     check_root(root, split)
-    path = (root if split is None else root / split) / METADATA
+    path = split_folder(root, split) / METADATA
     body = path.read_bytes() if path.exists() else _from_folders(root, split)
     lines, added = [], 0
     for item, line in parse_metadata(body, root, path):
@@ -49,8 +49,12 @@ def add_captions(root: Path, split: str | None, captions: Mapping[str, str]) -> 
 
 
 def _from_folders(root: Path, split: str | None) -> bytes:
-    prefix = "" if split is None else f"{split}/"
-    rows = [{"file_name": item.on_disk.removeprefix(prefix), "label": item.label} for item in list_split(root, split)]
+    prefix = "" if split is None else f"{split_folder(root, split).name}/"
+    rows = [
+        {"file_name": item.on_disk.removeprefix(prefix), "label": item.label}
+        | ({} if item.camera is None else {"camera": item.camera})
+        for item in list_split(root, split)
+    ]
     return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
 
 

@@ -1,4 +1,4 @@
-"""How a dataset folder is laid out: which files it lists, under which labels.
+"""How a dataset folder is laid out: which files it lists, under which labels, and by which camera they were taken.
 
 Reads names and metadata, never pixels. Names are compared in Unicode's composed form (NFC), so that the same dataset
 reads the same on file systems that store names decomposed.
@@ -12,11 +12,13 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from protocol.dataset_identity import box_folder, boxes, check_boxes, check_webface, has_boxes
 from protocol.errors import DatasetError
 
 METADATA = "metadata.jsonl"
+Layout = Literal["auto", "imagefolder", "market1501", "cuhk03-np", "casia-webface"]
 SPLITS = ("train", "test", "val", "validation")
 
 
@@ -29,42 +31,67 @@ class Listed:
     label: int | str
     caption: str | None
     where: str  # what named it, for messages
+    camera: str | None = None  # or whatever stands for the view; None: not known
 
 
-def check_root(root: Path, split: str | None) -> None:
-    """Raises DatasetError when the folder to read is not there, or is one level too high."""
+def in_boxes(root: Path, layout: Layout = "auto") -> bool:
+    """Whether the dataset is laid out as Market-1501 and CUHK03-NP; "auto" tells by its folders."""
+    if layout == "auto":
+        return has_boxes(root) and not (root / METADATA).exists()
+    return layout in ("market1501", "cuhk03-np")
+
+
+def split_folder(root: Path, split: str | None, layout: Layout = "auto") -> Path:
+    """The folder that a split's pictures and metadata are in."""
+    if split is None:
+        return root
+    return root / (box_folder(split) if in_boxes(root, layout) else split)
+
+
+def check_root(root: Path, split: str | None, layout: Layout = "auto") -> None:
+    """Raises DatasetError when the folder to read is not there, is one level too high, or is not in this layout."""
     if not root.is_dir():
         raise DatasetError(f"the dataset folder {root} does not exist: check `root`")
+    if in_boxes(root, layout) or (layout == "auto" and _holds_boxes(root)):
+        return check_boxes(root, split)
     if split is not None:
         if not (root / split).is_dir():
             there = ", ".join(_folders(root)) or "nothing"
             raise DatasetError(f"{root} has no split {split!r} (it has {there}): check `split`")
     elif not (root / METADATA).exists() and (found := _folders(root)) and set(found) <= set(SPLITS):
         raise DatasetError(f"{root} holds splits ({', '.join(found)}), not classes: set `split` to one of them")
+    folder = split_folder(root, split, layout)
+    if layout == "casia-webface" and not (folder / METADATA).exists():
+        check_webface(_folders(folder), folder)
 
 
-def list_split(root: Path, split: str | None) -> list[Listed]:
-    """Every file of the split, in the order of `relative`. Raises DatasetError for bad metadata."""
-    folder = root if split is None else root / split
+def list_split(root: Path, split: str | None, layout: Layout = "auto") -> list[Listed]:
+    """Every file of the split, in the order of `relative`. Raises DatasetError for bad metadata or names."""
+    folder = split_folder(root, split, layout)
     path = folder / METADATA
     if path.exists():
         found = (item for item, _ in parse_metadata(path.read_bytes(), root, path))
+    elif in_boxes(root, layout):
+        found = _from_boxes(root, folder)
     else:
         found = _from_folders(root, folder)
     return sorted(found, key=lambda item: item.relative)
 
 
-def class_names(root: Path, split: str | None) -> tuple[str, ...]:
+def class_names(root: Path, split: str | None, layout: Layout = "auto") -> tuple[str, ...]:
     """Label -> name over all splits beside this one, so that labels agree between them.
 
-    Names are sorted; int labels are named by their digits, from 0 to the largest.
+    Names are sorted; int labels are named by their digits, from 0 to the largest. The splits of Market-1501 and
+    CUHK03-NP show different people: each has names of its own.
     """
+    if in_boxes(root, layout):
+        return tuple(sorted({str(item.label) for item in list_split(root, split, layout)}))
     splits = [None] if split is None else [s for s in dict.fromkeys((split, *SPLITS)) if (root / s).is_dir()]
     labels: set[int | str] = set()
     for one in splits:
         folder = root if one is None else root / one
         if (folder / METADATA).exists():
-            labels |= {item.label for item in list_split(root, one)}
+            labels |= {item.label for item in list_split(root, one, "imagefolder")}
         else:
             labels |= {_nfc(name) for name in _folders(folder)}
     numbers = [label for label in labels if isinstance(label, int)]
@@ -79,6 +106,11 @@ def _folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def _holds_boxes(root: Path) -> bool:
+    """Whether this is the folder above: CUHK03-NP has one for detected and one for labeled boxes."""
+    return not (root / METADATA).exists() and any(has_boxes(root / name) for name in ("detected", "labeled"))
+
+
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
@@ -90,6 +122,12 @@ def _from_folders(root: Path, folder: Path) -> Iterator[Listed]:
             if path.is_file() and not any(part.startswith(".") for part in inside.parts):
                 on_disk = path.relative_to(root).as_posix()
                 yield Listed(_nfc(on_disk), on_disk, _nfc(name), None, str(path))
+
+
+def _from_boxes(root: Path, folder: Path) -> Iterator[Listed]:
+    for box in boxes(folder):
+        on_disk = box.path.relative_to(root).as_posix()
+        yield Listed(_nfc(on_disk), on_disk, box.identity, None, str(box.path), box.camera)
 
 
 def parse_metadata(body: bytes, root: Path, path: Path) -> Iterator[tuple[Listed, bytes]]:
@@ -123,15 +161,18 @@ def _parse(line: bytes, prefix: str, where: str) -> Listed:
     if not isinstance(row, dict):
         raise DatasetError(f"{where}: not a JSON object: write one object on each line")
     name, label = row.get("file_name"), row.get("label")
-    caption = row.get("caption", row.get("text"))
+    caption, camera = row.get("caption", row.get("text")), row.get("camera")
     if not isinstance(name, str) or not name:
         raise DatasetError(f"{where}: `file_name` must be the path of an image, beside this file")
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
         raise DatasetError(f"{where}: `label` must be a class name or an int, and is {label!r}")
     if caption is not None and not isinstance(caption, str):
         raise DatasetError(f"{where}: the caption must be a text, and is {caption!r}")
+    if camera is not None and (isinstance(camera, bool) or not isinstance(camera, int | str) or camera == ""):
+        raise DatasetError(f"{where}: `camera` must be a name or an int, and is {camera!r}")
     inside = posixpath.normpath(name)
     if posixpath.isabs(inside) or inside.split("/")[0] == ".." or "\\" in inside or "\0" in inside:
         raise DatasetError(f"{where}: {name!r} leads out of the dataset folder: use paths below it, with '/'")
     on_disk = posixpath.normpath(posixpath.join(prefix, inside))
-    return Listed(_nfc(on_disk), on_disk, _nfc(label) if isinstance(label, str) else label, caption, where)
+    label, view = _nfc(label) if isinstance(label, str) else label, None if camera is None else _nfc(str(camera))
+    return Listed(_nfc(on_disk), on_disk, label, caption, where, view)

@@ -9,25 +9,11 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from protocol import prompts
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Steps = Annotated[int, Field(ge=1, le=1000)]
-Guidance = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
-Scheduler = Literal["ddim", "dpm-solver", "euler", "euler-a", "pndm", "unipc"]
-LoraScale = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
-
-
-class Message(BaseModel):
-    """Base of all messages: immutable, unknown fields refused, and nothing converted: `true` and "1" are no numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
+from protocol.fields import Finite, Guidance, LoraScale, Message, Name, Scheduler, Seed, Steps, Unit
+from protocol.tuning import TuneJob
 
 # ---------------------------------------------------------------- identity
 
@@ -187,7 +173,7 @@ class AdaptJob(Message):
         return self
 
 
-JobRequest = Annotated[GenerateJob | AdaptJob, Field(discriminator="type")]
+JobRequest = Annotated[GenerateJob | AdaptJob | TuneJob, Field(discriminator="type")]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -217,7 +203,7 @@ class JobEvent(Message):
     # "end" is the last one and carries the whole job; "skipped": those before `seq` are not kept any more
     kind: Literal["status", "progress", "skipped", "end"]
     time: float
-    data: dict[str, Any]  # progress: step, steps, and loss for an adaptation; skipped: first and last
+    data: dict[str, Any]  # progress: step, steps, and loss when it learns, more when tuned; skipped: first and last
 
 
 # ---------------------------------------------------------------- feedback

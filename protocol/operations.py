@@ -47,7 +47,9 @@ class RunPoint(Message):
 
     iteration: int
     updates: int
-    test_top1: float | None  # None: nothing is held out
+    headline: str | None = None  # the task's main figure: "test_top1", "mAP", "verification"; None: nothing is held out
+    score: float | None = None  # that figure, a part of one
+    test_top1: float | None  # None: nothing is held out, or the task has another figure
     train_top1: float
     candidates: int  # synthetic samples handed to the iteration
     kept: int  # of them, trained on

@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from protocol import prompts
-from protocol.messages import Guidance, Message, Name, Seed, Unit
+from protocol.fields import Guidance, Message, Name, Seed, Unit
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+ASIDE = {"name", "again", "activate"}  # fields of a job that do not change the weights that it makes
 
 
 class RewardTerm(Message):

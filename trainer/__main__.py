@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         except OnTheFlyError as error:
             return _failed(error, speaks)
         if options.check:
+            from trainer.start import check
+
+            check(trainer_config)
             return 0
         if options.set_aside:
             folder.set_aside(trainer_config.folder)

@@ -18,7 +18,7 @@ from protocol.operations import HardSample, RunPoint, RunStatus
 from trainer import record
 from trainer.record import Row
 from trainer.run import Run
-from trainer.summary import length, spans
+from trainer.summary import headline_of, length, spans
 
 log = logging.getLogger("trainer")
 
@@ -148,10 +148,13 @@ class Reporter:
 
 
 def _point(row: Row) -> RunPoint:
-    dropped = sum(row.get(name, 0) for name in ("near_copies", "vog_dropped", "similarity_dropped"))
+    dropped = sum(row.get(name, 0) for name in ("near_copies", "privacy_dropped", "vog_dropped", "similarity_dropped"))
+    headline = headline_of(row)
     return RunPoint(
         iteration=row["iteration"],
         updates=row["updates"],
+        headline=headline,
+        score=row.get(headline),
         test_top1=row.get("test_top1"),
         train_top1=row["train_top1"],
         candidates=int(row["candidates"]),

@@ -3,10 +3,10 @@
     python -m trainer.books runs/pets [--broker URL]
 
 A sample that was asked for is trained on, in the pool that stands in for the real samples, filtered (by variance of
-gradients, by similarity, or as a near copy), stale, unused (it came after the last iteration took its samples), dead
-(its work unit failed for good), or outstanding. The books are
-drawn up from what was written at the time: questions, promises, answers, choices and the newest checkpoint; counters
-are only compared with them. Reads only, and loads torch only for a checkpoint.
+gradients, by similarity, as a near copy, or for privacy as too near to a real sample), stale, unused (it came after the
+last iteration took its samples), dead (its work unit failed for good), or outstanding. The books are drawn up from what
+was written at the time: questions, promises, answers, choices and the newest checkpoint; counters are only compared
+with them. Reads only, and loads torch only for a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from protocol.errors import OnTheFlyError
 from protocol.messages import sample_id
 from trainer.record import Record, Row
 
-FATES = ("trained", "pool", "vog", "similarity", "near copy", "stale", "unused", "dead")
+FATES = ("trained", "pool", "vog", "similarity", "near copy", "privacy", "stale", "unused", "dead")
 SHOWN = 5  # ids in a message
 
 
@@ -212,7 +212,8 @@ def _counts(metrics: list[Row], chosen: list[Row]) -> Iterator[str]:
     for row in metrics:
         of = fates[row["iteration"]]
         stale += of["stale"]
-        found = {"near_copies": of["near copy"], "vog_dropped": of["vog"], "similarity_dropped": of["similarity"]}
+        found = {"near_copies": of["near copy"], "privacy_dropped": of["privacy"]}
+        found |= {"vog_dropped": of["vog"], "similarity_dropped": of["similarity"]}
         found |= {"candidates": of["trained"] + sum(found.values()), "stale": stale}
         told = {name: row.get(name, 0) for name in found}
         if told != found:

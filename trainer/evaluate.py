@@ -2,7 +2,7 @@
 
 Knows tensors and a task's loss; not where the images come from, nor where the numbers go.
 
-Shapes: N samples, B rows, C classes.
+Shapes: N samples, B rows, H, W pixels, C classes.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def evaluate(logits: Tensor, labels: Tensor, n_classes: int) -> Evaluation:
     )
 
 
-def train_val_gap(train: Evaluation, val: Evaluation) -> float:
+def train_val_gap(train: float, val: float) -> float:
     """Training minus validation accuracy (Figure 6a, Table 14): how much the model overfits."""
-    return train.top1 - val.top1
+    return train - val
 
 
 def gradient_magnitude(task: Task, model: nn.Module, x: Tensor, y: Tensor, *, chunk_size: int = 8) -> float:
@@ -60,7 +60,7 @@ def gradient_magnitude(task: Task, model: nn.Module, x: Tensor, y: Tensor, *, ch
 
     Args:
         model: the gradient is with respect to its trainable parameters; neither they nor `.grad` change.
-        x: [B, 3, S, S], preprocessed, B >= 1. y: [B].
+        x: [B, 3, H, W], preprocessed, B >= 1. y: [B].
         chunk_size: rows whose gradients are held at once, each the size of the model.
     """
     assert len(x) > 0

@@ -19,6 +19,7 @@ from trainer.held_out import learn_thresholds
 from trainer.measure import measure
 from trainer.pool import Candidate, without_copies
 from trainer.position import Position
+from trainer.privacy.filter import too_near
 from trainer.run import Run
 from trainer.selection import ranking
 from trainer.selection.feedback import Scored
@@ -73,15 +74,18 @@ def hardest(run: Run) -> tuple[list[int], list[float]]:
 
 
 def keep(run: Run, candidates: Sequence[Candidate]) -> None:
-    """Choose this iteration's synthetic training set: drop near copies (if set), and of each class those that fit the
-    real samples least."""
+    """Choose this iteration's synthetic training set: drop near copies and what is too near to a real sample (if set),
+    and of each class those that fit the real samples least."""
     allowed, copies = without_copies(candidates, run.config.drop_near_copies)
     data = run.with_pixels(allowed)
+    near = too_near(run, data)
+    revealing = data.subset(near).candidates
+    data = data.subset(~near) if revealing else data
     scores, kept = filters.scores(run, data), torch.ones(len(data), dtype=torch.bool)
     if run.config.filter and len(data):
         kept = ranking.keep(scores, data.labels, run.thresholds.drop(run.at.iteration))  # eq. 7
     run.synthetic = data.subset(kept)
-    run.record_choice(data.candidates, copies, scores, kept)
+    run.record_choice(data.candidates, copies, revealing, scores, kept)
 
 
 def update(run: Run, batch: Batch) -> None:
@@ -123,7 +127,7 @@ def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: flo
         x,
         y,
         synthetic,
-        virtual_lr=settings.virtual_lr or learning_rate,
+        virtual_lr=run.virtual_lr(learning_rate),
         keep=settings.keep,
         context=run.training_pass,
         mean=run.processes.mean,
@@ -133,12 +137,15 @@ def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: flo
 
 
 def finish(run: Run) -> None:
-    """End of an iteration: evaluate, keep the checkpoint that VoG will compare, save."""
+    """End of an iteration: evaluate, keep the checkpoint that VoG will compare, save, tell who wants to know."""
     with run.journal.timed("evaluate", iteration=run.at.iteration):
         run.journal.metrics(measure(run) | learn_thresholds(run))
     if run.at.iteration < run.config.warmup_iterations:
         run.snapshots.append({name: value.detach().clone() for name, value in run.model.state_dict().items()})
     run.at = Position(iteration=run.at.iteration + 1, updates=run.at.updates)
-    run.synthetic = SyntheticImages.none(run.size)
+    run.synthetic = SyntheticImages.none(run.frame)
     with run.journal.timed("save", iteration=run.at.iteration - 1):
         resume.save(run)
+    with run.processes.together():
+        for told in run.after_iteration:
+            told(run)

@@ -6,6 +6,8 @@ Knows a run; not where the line goes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +24,12 @@ from trainer.run import EVALUATION_ROWS, Run
 
 log = logging.getLogger("trainer")
 
+ERASED_CLASSES = 10  # that RL-identity's Figure 4 shows
+
 COUNTS = (
     "candidates",  # samples handed to this iteration
     "near_copies",  # of them, dropped as near copies of a real one
+    "privacy_dropped",  # of the rest, dropped as too near to a real one
     "vog_dropped",  # of the rest, dropped by VoG; what remains is the synthetic training set
     "similarity_dropped",  # likewise by similarity, where that filter takes VoG's place
     "real_rows",  # rows trained on
@@ -54,13 +59,9 @@ def measure(run: Run) -> dict[str, Any]:
     if len(run.synthetic):
         row["synthetic_top1"] = accuracy(run, run.synthetic).top1
     if run.test is not None:
-        held_out = accuracy(run, run.test)
-        row |= {
-            "test_top1": held_out.top1,
-            "worst_case_disparity": held_out.worst_case_disparity,
-            "per_class": held_out.per_class,
-            "train_val_gap": train_val_gap(train, held_out),
-        }
+        row |= run.task.evaluate(run.test, run.predict, run.features)
+    if "test_top1" in row:
+        row["train_val_gap"] = train_val_gap(train.top1, row["test_top1"])
     return row if run.at.iteration + 1 < run.config.iterations else row | measure_last(run)
 
 
@@ -73,14 +74,14 @@ def measure_last(run: Run) -> dict[str, Any]:
     """
     if run.config.measure.features_per_class:
         run.processes.first(lambda: write_features(run))
-    if run.test is None or not run.config.measure.corruptions:
+    if not isinstance(run.test, RealImages) or not run.config.measure.corruptions:
         return {}
     return {"corrupted": corrupted(run, run.test), "corruption_scale": corruption_scale(run)}
 
 
 def corruption_scale(run: Run) -> Any:
     chosen = run.config.measure.corruption_scale
-    return scale_for(run.size) if chosen == "auto" else chosen
+    return scale_for(max(run.frame[:2])) if chosen == "auto" else chosen
 
 
 def corrupted(run: Run, data: RealImages) -> dict[str, dict[int, float]]:
@@ -97,21 +98,28 @@ def corrupted(run: Run, data: RealImages) -> dict[str, dict[int, float]]:
 
 def write_features(run: Run) -> None:
     """Keep some real samples, and some that the filter kept and dropped in this iteration, in the model's feature space
-    (GenDataAgent Figure 3); nothing where the model does not tell its features. In the first process."""
+    (GenDataAgent Figure 3), and of a few classes the real ones with a part erased (RL-identity Figure 4); nothing where
+    the model does not tell its features. In the first process."""
     settings, generator = run.config.measure, torch.Generator().manual_seed(derive(run.config.seed, "features"))
     shown = features.spread(len(run.task.classes), settings.features_classes)
     found: dict[str, Tensor] = {}
     labels: dict[str, Tensor] = {}
-    for kind, data in (("real", run.real), ("kept", run.synthetic), ("dropped", dropped(run, shown))):
-        eligible = torch.isin(data.labels, shown).nonzero().flatten()
-        rows = eligible[features.drawn(data.labels[eligible], settings.features_per_class, generator)]
-        if not len(rows):
-            continue
-        try:
-            found[kind], labels[kind] = features_of(run, data, rows), data.labels[rows]
-        except ConfigError as error:
-            log.info("the samples' features are not kept: %s", error)
-            return
+    real = torch.empty(0, dtype=torch.long)
+    try:
+        for kind, data in (("real", run.real), ("kept", run.synthetic), ("dropped", dropped(run, shown))):
+            eligible = torch.isin(data.labels, shown).nonzero().flatten()
+            rows = eligible[features.drawn(data.labels[eligible], settings.features_per_class, generator)]
+            real = rows if kind == "real" else real
+            if len(rows):
+                found[kind], labels[kind] = features_of(run, data, rows), data.labels[rows]
+        chosen = features.some(labels.get("kept", run.real.labels[real]), ERASED_CLASSES, generator)
+        rows = real[torch.isin(run.real.labels[real], chosen)]
+        if len(rows):
+            hide = partial(features.erased, generator=generator)
+            found["erased"], labels["erased"] = features_of(run, run.real, rows, hide), run.real.labels[rows]
+    except ConfigError as error:
+        log.info("the samples' features are not kept: %s", error)
+        return
     features.write(run.config.folder, found, labels)
 
 
@@ -120,16 +128,21 @@ def dropped(run: Run, shown: Tensor) -> SyntheticImages:
     wanted, rows = set(shown.tolist()), record.rows(run.config.folder / "selection.jsonl")
     ids = [row["id"] for row in rows if (row["iteration"], row["fate"]) == (run.at.iteration, run.config.filter)]
     candidates = [candidate for candidate in run.pool.find(ids) if candidate.sample.label in wanted]
-    return SyntheticImages(candidates, read(candidates, run.size))
+    return SyntheticImages(candidates, read(candidates, run.frame))
 
 
-def features_of(run: Run, data: RealImages | SyntheticImages, rows: Tensor) -> Tensor:
-    """Features [N, D] of some rows of a set, un-augmented, in this process alone."""
+def features_of(
+    run: Run,
+    data: RealImages | SyntheticImages,
+    rows: Tensor,
+    change: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Tensor:
+    """Features [N, D] of some rows of a set, un-augmented but for `change`, in this process alone."""
     found = []
     for chunk in rows.split(EVALUATION_ROWS):
         images = torch.stack([data[row][0] for row in chunk.tolist()])
         with run.autocast():
-            found.append(run.task.features(run.model, run.inputs(images)).float().cpu())
+            found.append(run.task.features(run.model, run.inputs(change(images))).float().cpu())
     return torch.cat(found)
 
 

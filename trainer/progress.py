@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from trainer.record import Row
 from trainer.run import Run
+from trainer.summary import headline_of
 
 log = logging.getLogger("trainer")
 
@@ -19,6 +21,7 @@ class Progress:
     """Follows one run. `update` is meant for the loop's `after_update`."""
 
     def __init__(self, run: Run):
+        self._journal, self._run_name = run.journal, run.config.run
         self._shown = -1
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -33,10 +36,18 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._bar.start()
+        self._journal.listeners.append(self._hear)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._journal.listeners.remove(self._hear)
         self._bar.stop()
+
+    def _hear(self, name: str, row: Row) -> None:
+        """A line of the journal: at the end of an iteration, how good the model is."""
+        headline = headline_of(row) if name == "metrics.jsonl" else None
+        if headline is not None:
+            log.info("%s: iteration %d: %s %.4f", self._run_name, row["iteration"] + 1, headline, row[headline])
 
     def update(self, run: Run) -> None:
         """Called after every optimiser update."""

@@ -14,6 +14,8 @@ Kind = Literal["task", "feedback"]
 ENTRIES: dict[Kind, dict[str, str]] = {
     "task": {
         "classification": "trainer.tasks.classification:Classification",
+        "reid": "trainer.tasks.reid:Reid",
+        "face": "trainer.tasks.face:Face",
     },
     "feedback": {
         "marginal": "trainer.selection.feedback:marginal",

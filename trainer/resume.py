@@ -117,6 +117,8 @@ def _made_for(run: Run) -> dict[str, Any]:
         "thresholds": learnt,
         "dataset": run.splits.dataset.digest(),
         "batch_size": config.batch_size,
+        "images_per_identity": config.images_per_identity,
+        "optimizer": None if config.optimizer.kind == "sgd" else config.optimizer.kind,
         "mode": config.mode,
         "pool": config.feedback.images_per_sample if config.mode == "offline" else None,
     }

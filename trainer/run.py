@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from protocol.errors import TrainingDiverged
+from trainer.data import identity_batches
 from trainer.data.batches import Batch, batches, batches_an_epoch, schedule
 from trainer.data.images import Images, StandIn, SyntheticImages, read
 from trainer.data.splits import Splits
@@ -22,7 +23,7 @@ from trainer.parallel import OneProcess
 from trainer.pool import Candidate, Pool
 from trainer.position import Position
 from trainer.selection.thresholds import FixedThresholds, LearntThresholds
-from trainer.settings import OptimizerConfig, TrainerConfig
+from trainer.settings import ADAM_TO_SGD, OptimizerConfig, TrainerConfig
 from trainer.tasks.interface import Task
 
 EVALUATION_ROWS = 256  # rows of one forward pass without gradients
@@ -35,8 +36,8 @@ class Run:
         splits: the images to train and to evaluate on.
         pool: every synthetic sample that has arrived; only the first process has it.
         processes: this one, among those that train the run.
-        model, optimizer: None: the task's own, and SGD as the settings say.
-        preprocess: uint8 [B, S, S, 3] to the model's input [B, ...]; None: the task's.
+        model, optimizer: None: the task's own, and the one that the settings name.
+        preprocess: uint8 [B, H, W, 3] to the model's input [B, ...]; None: the task's.
     """
 
     def __init__(
@@ -52,40 +53,37 @@ class Run:
         preprocess: Callable[[Tensor], Tensor] | None = None,
     ):
         self.config, self.task, self.splits = config, task, splits
-        self.real, self.test, self.size = splits.real, splits.test, task.config.image_size
+        self.real, self.test, self.frame = splits.real, splits.test, task.frame
         self.pool, self.journal = pool, journal
         self.processes, self.device = processes, processes.device
-        self._preprocess = preprocess or task.preprocess
+        self._preprocess, self.has_own_input = preprocess or task.preprocess, preprocess is not None
         torch.manual_seed(config.seed)
         self.model = (task.build_model() if model is None else model).to(self.device)
-        self.optimizer = optimizer or torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.optimizer.learning_rate,
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
-        )
+        self.optimizer = optimizer or _optimizer(config.optimizer, self.model)
         self.snapshots: list[dict[str, Tensor]] = []  # the checkpoints that VoG compares
-        self.synthetic = SyntheticImages.none(self.size)  # this iteration's
+        self.synthetic = SyntheticImages.none(self.frame)  # this iteration's
         self.thresholds = _thresholds(config)
         self.at = Position()
+        self.near: Tensor | None = None  # [C], what the privacy filter drops up to; None: it has not looked yet
         self.disk_full = False  # so that the last checkpoint could not be written
+        self.after_iteration: list[Callable[[Run], None]] = []  # called once it is saved
 
     # ------------------------------------------------------------ data
 
     def inputs(self, images: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> the model's normalised input [B, 3, S, S] on the device."""
+        """uint8 [B, H, W, 3] -> the model's normalised input [B, 3, H, W] on the device."""
         return self._preprocess(images.to(self.device)).to(self.device)
 
     def with_pixels(self, candidates: Sequence[Candidate]) -> SyntheticImages:
         """Candidates and their images, which the first process reads from the run's folder for all."""
-        return SyntheticImages(candidates, self.processes.first(lambda: read(candidates, self.size)))
+        return SyntheticImages(candidates, self.processes.first(lambda: read(candidates, self.frame)))
 
     def stand_in(self, members: Sequence[Candidate]) -> None:
         """Train on these synthetic samples in the place of the real ones (mode synthetic)."""
-        self.real = StandIn(members, self.processes.first(lambda: read(members, self.size)))
+        self.real = StandIn(members, self.processes.first(lambda: read(members, self.frame)))
 
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """On the device, input [b, 3, S, S] and labels [b] of the rows of a batch that this process holds, and the
+        """On the device, input [b, 3, H, W] and labels [b] of the rows of a batch that this process holds, and the
         synthetic mask [B] of the whole batch."""
         total = len(batch.synthetic)
         generator = torch.Generator().manual_seed(batch.seed)
@@ -99,7 +97,7 @@ class Run:
         seed, iteration = self.config.seed, self.at.iteration
         return batches(
             data,
-            schedule(len(data), self.config.batch_size, self.steps(), seed, iteration),
+            self._schedule(seed, iteration),
             real=len(self.real),
             seed=seed,
             iteration=iteration,
@@ -108,12 +106,23 @@ class Run:
             part=self.processes.part,
         )
 
+    def _schedule(self, seed: int, iteration: int) -> list[list[int]]:
+        """The rows of each batch: shuffled, or so many of each identity."""
+        size, each = self.config.batch_size, self.config.images_per_identity
+        if each is None:
+            return schedule(len(self.real) + len(self.synthetic), size, self.steps(), seed, iteration)
+        labels, real = torch.cat([self.real.labels, self.synthetic.labels]), len(self.real)
+        return identity_batches.identity_schedule(labels, real, size, each, self.steps(), seed, iteration)
+
     def steps(self) -> int:
         """Updates of this iteration: its epochs over real and synthetic rows, unless their number is set."""
         if self.config.steps_per_iteration is not None:
             return self.config.steps_per_iteration
-        rows = len(self.real) + len(self.synthetic)
-        return self.config.epochs * batches_an_epoch(rows, self.config.batch_size)
+        size, each, real = self.config.batch_size, self.config.images_per_identity, len(self.real)
+        if each is None:
+            return self.config.epochs * batches_an_epoch(real + len(self.synthetic), size)
+        labels = torch.cat([self.real.labels, self.synthetic.labels])
+        return self.config.epochs * identity_batches.batches_an_epoch(labels, real, size, each)
 
     # ------------------------------------------------------------ model
 
@@ -137,6 +146,11 @@ class Run:
         """Multistep decay by the epochs done (GenDataAgent Table 12)."""
         epoch = self.at.iteration * self.config.epochs + self.at.done * self.config.epochs // self.steps()
         return multistep(self.config.optimizer, epoch)
+
+    def virtual_lr(self, learning_rate: float) -> float:
+        """Step of lookahead's virtual plain-SGD update at a learning rate, see `LookaheadConfig.virtual_lr`."""
+        factor = ADAM_TO_SGD if self.config.optimizer.kind == "adam" else 1.0
+        return self.config.lookahead.virtual_lr or factor * learning_rate
 
     def predict(self, data: Images) -> Tensor:
         """Logits [N, C] of every row, un-augmented, model in eval mode; on the CPU. Raises TrainingDiverged."""
@@ -188,27 +202,43 @@ class Run:
         self.at.updates += 1
 
     def record_choice(
-        self, candidates: Sequence[Candidate], copies: Sequence[Candidate], scores: Tensor, kept: Tensor
+        self,
+        candidates: Sequence[Candidate],
+        copies: Sequence[Candidate],
+        revealing: Sequence[Candidate],
+        scores: Tensor,
+        kept: Tensor,
     ) -> None:
         """Write down, and count, what this iteration trains on.
 
         Args:
-            candidates: samples that the filter looked at. copies: near copies, which it did not.
+            candidates: samples that the filter looked at. copies: near copies, which it did not. revealing: those too
+                near to a real sample, which it did not either.
             scores, kept: of the candidates, [N]; scores are not looked at where there is no filter.
         """
         kind, chosen = self.config.filter, [c for c, keep in zip(candidates, kept.tolist(), strict=True) if keep]
         self.at.kept = [candidate.sample.id for candidate in chosen]
-        self.at.add(candidates=len(candidates) + len(copies), near_copies=len(copies))
+        dropped = {"near_copies": len(copies), "privacy_dropped": len(revealing)}
+        self.at.add(candidates=len(candidates) + sum(dropped.values()), **dropped)
         if kind is not None:
             self.at.add(**{f"{kind}_dropped": len(candidates) - len(chosen)})
         self.journal.dropped(self.at.iteration, copies, "near copy")
+        self.journal.dropped(self.at.iteration, revealing, "privacy")
         self.journal.selection(self.at.iteration, candidates, scores.tolist(), kept.tolist(), kind)
-        self.journal.emptied(self.at.iteration, [*candidates, *copies], chosen)
+        self.journal.emptied(self.at.iteration, [*candidates, *copies, *revealing], chosen)
 
 
 def multistep(config: OptimizerConfig, epoch: int) -> float:
     """Learning rate of an epoch: decayed once for each decay epoch that is past."""
     return config.learning_rate * config.decay_rate ** sum(epoch >= milestone for milestone in config.decay_epochs)
+
+
+def _optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that the settings name, of all parameters."""
+    shared = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.kind == "adam":
+        return torch.optim.Adam(model.parameters(), **shared)
+    return torch.optim.SGD(model.parameters(), momentum=config.momentum, **shared)
 
 
 def _thresholds(config: TrainerConfig) -> FixedThresholds | LearntThresholds:

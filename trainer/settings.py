@@ -15,16 +15,20 @@ Part = Annotated[float, Field(gt=0.0, le=1.0)]
 Dropped = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+ADAM_TO_SGD = 100.0  # a plain SGD step that does about as much as one of Adam has so many times its learning rate
+
+
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class OptimizerConfig(Table):
-    """SGD with multistep decay (GenDataAgent Table 12)."""
+    """SGD (GenDataAgent Table 12) or Adam (RL-identity 5.1), with multistep decay."""
 
-    learning_rate: Positive = 0.1
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    kind: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive = 0.1  # Adam's is usually far lower, such as 3.5e-4
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9  # of sgd
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4  # added to the gradient (L2), of adam too
     decay_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2  # factor at each decay epoch
     decay_epochs: list[int] = [50, 100, 150]  # counted over the whole run; [] keeps the rate constant
 
@@ -77,7 +81,20 @@ class LookaheadConfig(Table):
 
     enabled: bool = True
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # part of each batch's synthetic rows that is trained on
-    virtual_lr: Positive | None = None  # of the virtual plain-SGD step; None: the current learning rate
+    virtual_lr: Positive | None = None  # of the virtual plain-SGD step; None: the current learning rate of sgd, or 100
+    # times that of adam, whose steps do not shrink with the gradient
+
+
+class PrivacyConfig(Table):
+    """Filter that drops synthetic samples too near to a real one of their class, before any other filter looks at them.
+
+    Too near is what is no further away than few real samples of the class are from the nearest other one. A class of
+    one real sample goes by all classes' together. `python -m trainer.privacy` tells whether it is needed.
+    """
+
+    filter: bool = False
+    quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05  # of the real samples' distances: the higher, the stricter
+    distance: Literal["pixels", "features"] = "pixels"  # features: of the model as it is now
 
 
 class MeasureConfig(Table):
@@ -104,6 +121,15 @@ class ServiceConfig(Table):
     outage_grace_s: Positive = 5.0  # how long the service may be unreachable before that counts as an outage
 
 
+class PublishConfig(Table):
+    """Whether, and how often, the service gets the model, so that generators are rewarded by its features (RL-identity
+    4.2): job `tune` with features = "published:NAME". Models of timm only."""
+
+    name: Name | None = None  # NAME; None: never
+    every: int = Field(default=1, ge=1)  # iterations between two versions
+    timeout_s: Positive = 30.0  # that training may be held up by it
+
+
 class TrainerConfig(Table):
     """One training run. Defaults are GenDataAgent's (Table 12, section 2)."""
 
@@ -115,7 +141,8 @@ class TrainerConfig(Table):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
 
     dataset: DatasetConfig
-    test_split: str = "test"  # split of the same dataset to evaluate on; "": nothing is held out
+    test_split: str = "test"  # split of the same dataset to evaluate on; "": nothing is held out. Task classification
+    # only: tasks on identities name what they are measured on in [trainer.model]
     drop_near_copies: bool = False  # drop synthetic samples that the service flags as near copies of a real one
     workers: int = Field(default=0, ge=0)  # data loading processes; 0: in this process
     cache_gib: Annotated[float, Field(ge=0.0)] = 4.0  # decoded images kept in memory, up to this size in each process
@@ -132,6 +159,8 @@ class TrainerConfig(Table):
     epochs: int = Field(default=10, ge=1)  # of each iteration
     steps_per_iteration: int | None = Field(default=None, ge=1)  # fixes the updates instead of the epochs
     batch_size: int = Field(default=128, ge=1)  # of all processes together: the paper's 128 on each of 8 GPUs are 1024
+    images_per_identity: int | None = Field(default=None, ge=2)  # K of batches of batch_size / K classes with K rows
+    # each, as triplet losses want them; None: rows are shuffled, whatever their class
     gradient_rows: int = Field(default=64, ge=0)  # rows whose gradient norm is measured each iteration; 0: none
     checkpoint_every: int | None = Field(default=None, ge=1)  # updates between checkpoints; None: each iteration's end
 
@@ -144,8 +173,10 @@ class TrainerConfig(Table):
     similarity: SimilarityConfig = SimilarityConfig()
     thresholds: ThresholdsConfig = ThresholdsConfig()
     lookahead: LookaheadConfig = LookaheadConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     measure: MeasureConfig = MeasureConfig()
     service: ServiceConfig = ServiceConfig()
+    publish: PublishConfig = PublishConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainerConfig:
@@ -161,6 +192,15 @@ class TrainerConfig(Table):
             raise ValueError("mode synthetic trains on its pool alone at first: set warmup_iterations >= 1")
         if self.pool_from is not None and not self.has_pool:
             raise ValueError(f"mode {self.mode} has no pool: leave pool_from out, or set mode offline or synthetic")
+        if self.images_per_identity is not None and self.batch_size % self.images_per_identity:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is no multiple of images_per_identity = {self.images_per_identity}: "
+                "set it to the identities of a batch times their images"
+            )
+        if self.privacy.filter and self.mode == "synthetic":
+            raise ValueError(
+                "mode synthetic trains on no real samples, to which others could be near: set privacy.filter = false"
+            )
         if self.thresholds.auto and self.mode in ("real", "synthetic"):
             raise ValueError(f"mode {self.mode} has no thresholds to learn: set thresholds.auto = false")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from protocol.bus import Bus, QueueConfig
 from protocol.client import GeneratorClient
 from protocol.dataset import Dataset
 from protocol.errors import ConfigError
-from trainer import adaptation, folder, ready_made, registry, resume, summary, telemetry
+from trainer import adaptation, folder, publish, ready_made, registry, resume, summary, telemetry
 from trainer.board import Reporter
 from trainer.data.splits import Splits, open_splits
 from trainer.feed import Feed
@@ -104,6 +104,8 @@ def open_run(
                 source, members = _source(config, broker, run, resumed, stack)
                 if config.metrics_port:
                     stack.enter_context(telemetry.served(run))
+                if config.publish.name is not None:
+                    run.after_iteration.append(stack.enter_context(publish.opened(run)))
         if config.mode == "synthetic":
             run.stand_in(processes.first(lambda: members, pack=packed, unpack=unpacked))
         yield run, Shared(processes, source)
@@ -154,12 +156,25 @@ def _source(
     return LiveSource(config, RealSamples(dataset, config.feedback.send_pixels), feed), []
 
 
+def check(config: TrainerConfig) -> None:
+    """See whether the task can be had, and what it is measured on is named rightly, before anything is read.
+
+    Raises:
+        ConfigError: the task or its table [trainer.model] is wrong.
+    """
+    _task(config, config.dataset.classes or ())
+
+
+def _task(config: TrainerConfig, classes: Sequence[str]) -> Task:
+    kind = registry.resolve("task", config.task)
+    return kind(settings_file.section({"trainer.model": config.model}, "trainer.model", kind.Config), classes)
+
+
 def _data(config: TrainerConfig) -> tuple[Task, Splits]:
     """The task, and the images to train and to test on."""
     dataset = Dataset.open(config.dataset)
-    kind = registry.resolve("task", config.task)
-    task = kind(settings_file.section({"trainer.model": config.model}, "trainer.model", kind.Config), dataset.classes)
-    return task, open_splits(config, dataset, task.config.image_size)
+    task = _task(config, dataset.classes)
+    return task, open_splits(config, dataset, task)
 
 
 @contextmanager

@@ -32,6 +32,10 @@ class Summary(BaseModel):
     iterations_planned: int
     updates: int  # optimiser updates at the end of the last finished iteration
 
+    headline: str | None  # the task's main figure: "test_top1", "mAP", "verification"; None: nothing is held out
+    score: float | None  # that figure at the end; a part of one, more is better
+    best_score: float | None  # highest of any iteration
+    rank1: float | None  # re-identification: part of the queries whose nearest picture is of the same person
     test_top1: float | None  # at the end, of the held-out split; parts of one
     best_test_top1: float | None  # highest of any iteration
     train_top1: float | None
@@ -55,6 +59,7 @@ class Summary(BaseModel):
     outstanding: int  # requested, not arrived and not dead
     near_copies_flagged: int  # arrived samples that the service calls near copies of a real one
     near_copies: int  # of them, dropped for it
+    privacy_dropped: int  # too near to a real one; offline, where samples are drawn again, counted once an iteration
     vog_dropped: int  # offline, where samples are drawn again, counted once an iteration
     similarity_dropped: int  # likewise, where that filter takes VoG's place
     trained: int  # distinct samples that passed
@@ -119,13 +124,23 @@ def _accuracies(record: Record) -> dict[str, Any]:
     """How good the model is, and what that has to do with the classes' synthetic samples."""
     last, first, gained = _last(record), class_counts.first(record), class_counts.gained(record)
     corrupted = last.get("corrupted")
-    names = ("test_top1", "train_top1", "worst_case_disparity", "per_class", "train_val_gap", "synthetic_top1")
+    names = ("test_top1", "train_top1", "worst_case_disparity", "per_class", "train_val_gap", "synthetic_top1", "rank1")
+    headline = headline_of(last)
+    scores = [row[headline] for row in record.metrics if headline in row]
     return {name: last.get(name) for name in names} | {
+        "headline": headline,
+        "score": last.get(headline),
+        "best_score": max(scores, default=None),
         "best_test_top1": max((row["test_top1"] for row in record.metrics if "test_top1" in row), default=None),
         "robustness": corrupted and {kind: mean(values.values()) for kind, values in corrupted.items()},
         "count_correlation": first.correlation if first else None,
         "gain_correlation": gained.correlation if gained else None,
     }
+
+
+def headline_of(row: Row) -> str | None:
+    """Which field of a line of metrics.jsonl is its task's main figure; None: nothing was held out."""
+    return row.get("headline", "test_top1" if "test_top1" in row else None)
 
 
 def _samples(record: Record, account: books.Books) -> dict[str, Any]:
@@ -139,6 +154,7 @@ def _samples(record: Record, account: books.Books) -> dict[str, Any]:
         "outstanding": sum(account.outstanding.values()),
         "near_copies_flagged": sum(sample.near_copy for sample in record.samples()),
         "near_copies": fates["near copy"],
+        "privacy_dropped": fates["privacy"],
         "vog_dropped": fates["vog"],
         "similarity_dropped": fates["similarity"],
         "trained": len({row["id"] for row in record.selection if row["kept"]}),

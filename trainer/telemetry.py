@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 
 from protocol.errors import ConfigError
 from trainer.run import Run
+from trainer.summary import headline_of
 
 LOSSES = {"real": "loss_real", "synthetic": "loss_synthetic"}
 ACCURACIES = {"train": "train_top1", "test": "test_top1", "synthetic": "synthetic_top1"}
@@ -44,6 +45,7 @@ class Telemetry:
             gauge(name, help).labels(run.config.run).set_function(value)
         self._loss = gauge("loss", "Mean loss of the latest iteration's rows.", "rows")
         self._accuracy = gauge("accuracy", "Top-1 accuracy after the latest iteration.", "split")
+        self._score = gauge("score", "The task's main figure after the latest iteration.", "figure")
         self._peer_up = gauge("peer_up", "0 while an outage of the peer lasts.", "peer")
         for peer in ("generator service", "broker"):
             self._peer_up.labels(run.config.run, peer).set(1)
@@ -59,6 +61,9 @@ class Telemetry:
                 for label, field in fields.items():
                     if row.get(field) is not None:
                         gauge.labels(run, label).set(row[field])
+            headline = headline_of(row)
+            if headline is not None:
+                self._score.labels(run, headline).set(row[headline])
         elif file == "selection.jsonl":
             self._samples.labels(run, row["fate"]).inc()
         elif file == "events.jsonl":

@@ -1,1 +1,1 @@
-"""GenDataAgent's ablations: what differs between the arms, what the paper measured, and what the runs here did."""
+"""The papers' ablations: what differs between the arms, what the papers measured, and what the runs here did."""

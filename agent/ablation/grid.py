@@ -1,34 +1,22 @@
-"""The arms of GenDataAgent's ablations, as what each changes in a recipe, and the tables that set them side by side.
+"""The arms of the ablations, as what each changes in a recipe, and the tables that set them side by side.
 
-Knows nothing of how arms are run, nor of what came out. Arms that come to the same settings are one, such as those with
-and without caption perturbation of a recipe that perturbs no captions.
+GenDataAgent's are here, RL-identity's in `identity`. Knows nothing of how arms are run, nor of what came out. Arms that
+come to the same settings are one, such as those with and without caption perturbation of a recipe that perturbs none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from agent.ablation import identity
+from agent.ablation.table import BASELINE, Changes, Table
 from protocol import config
 from protocol.errors import ConfigError
 
-Changes = Mapping[str, Any]  # "table.key" -> value, laid over the recipe
-
-BASELINE = "real-only"
 ON_THE_FLY = "gendataagent"
 
-
-@dataclass(frozen=True)
-class Table:
-    """One table: its rows in order, each a label, as the paper prints it, and the arm that fills it."""
-
-    title: str
-    rows: tuple[tuple[str, str], ...]
-    spread: Literal["standard error", "standard deviation"] = "standard error"
-
-
-TABLES: dict[str, Table] = {
+GENDATAAGENT: dict[str, Table] = {
     "3": Table(
         "components",
         (
@@ -110,9 +98,18 @@ TABLES: dict[str, Table] = {
 }
 
 
+TABLES = GENDATAAGENT | identity.TABLES
+
+
 def arms(recipe: config.Settings) -> dict[str, Changes]:
-    """Every arm, by name. GenDataAgent is the recipe, but with as many synthetic images as real ones (1:1), with VoG,
-    and without lookahead, which is another paper's."""
+    """Every arm that the recipe has, by name: GenDataAgent's where it classifies, RL-identity's where it tunes."""
+    classifies = recipe.get("trainer", {}).get("task", "classification") == "classification"
+    return (_gendataagent(recipe) if classifies else {}) | identity.arms(recipe)
+
+
+def _gendataagent(recipe: config.Settings) -> dict[str, Changes]:
+    """GenDataAgent is the recipe, but with as many synthetic images as real ones (1:1), with VoG, and without
+    lookahead, which is another paper's."""
     no_lookahead = {"trainer.lookahead.enabled": False}
     real = no_lookahead | {"trainer.mode": "real"}
     on_the_fly = no_lookahead | _asking(_k(recipe), 1.0) | {"trainer.vog.enabled": True}
@@ -179,16 +176,37 @@ def same(recipe: config.Settings, every: Mapping[str, Changes]) -> dict[str, str
     return found
 
 
-def chosen(names: Iterable[str]) -> dict[str, Table]:
-    """The tables of these names.
+def chosen(names: Iterable[str] | None, recipe: config.Settings) -> dict[str, Table]:
+    """The tables of these names; None: RL-identity's where the recipe tunes its generator, else GenDataAgent's.
 
     Raises:
-        ConfigError: there is no such table.
+        ConfigError: there is no such table, or the recipe lacks arms of it.
     """
+    known = arms(recipe)
+    if names is None:
+        own = identity.TABLES if identity.OURS in known else GENDATAAGENT
+        names = [name for name, table in own.items() if all(arm in known for _, arm in table.rows)]
     wanted = list(names)
     if unknown := [name for name in wanted if name not in TABLES]:
         raise ConfigError(f"no table {unknown[0]!r}: there are {', '.join(TABLES)}", param="tables")
+    for name in wanted:
+        _check_arms(name, known)
+    if not wanted:
+        raise ConfigError("no table suits this recipe: it neither classifies nor has [agent.tune]", param="tables")
     return {name: TABLES[name] for name in wanted}
+
+
+def _check_arms(table: str, known: Mapping[str, Changes]) -> None:
+    missing = [arm for _, arm in TABLES[table].rows if arm not in known]
+    if not missing:
+        return
+    if table in GENDATAAGENT:
+        needs = "task classification"
+    elif identity.OURS in known:
+        needs = "another backbone, in [recipe.vit]"
+    else:
+        needs = "a generator that is tuned, by a table [agent.tune]"
+    raise ConfigError(f"table {table} has an arm {missing[0]!r}, for which the recipe needs {needs}", param="tables")
 
 
 def arms_of(tables: Mapping[str, Table], run_as: Mapping[str, str]) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""The numbers of the paper's own tables, from `paper.toml` beside this file."""
+"""The numbers of the papers' own tables and figures, from `paper.toml` beside this file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pydantic import BaseModel
 class Cell(BaseModel):
     """One cell as printed: a mean of one seed, or of several with its standard deviation."""
 
-    top1: float  # percent
-    top1_deviation: float | None = None
-    disparity: float | None = None  # lowest over highest class accuracy
-    disparity_deviation: float | None = None
+    score: float  # percent: top-1, mAP, or accuracy of verification
+    score_deviation: float | None = None
+    second: float | None = None  # lowest over highest class accuracy, or beside mAP Rank-1 in percent
+    second_deviation: float | None = None
 
 
 def cell(table: str, row: str, dataset: str | None) -> Cell | None:
@@ -24,13 +24,15 @@ def cell(table: str, row: str, dataset: str | None) -> Cell | None:
     printed = _tables().get(table, {}).get(row)
     if printed is None or dataset is None:
         return None
-    cells = dict(zip(datasets(), printed.split(), strict=False))  # some tables have the first few data sets alone
+    columns = _tables()[table].get("datasets", _tables()["datasets"])
+    cells = dict(zip(columns, printed.split(), strict=False))  # some tables have the first few data sets alone
     return _parsed(cells[dataset]) if dataset in cells else None
 
 
 def datasets() -> list[str]:
-    """The data sets of the paper, as its tables call them, in their order."""
-    return _tables()["datasets"]
+    """The data sets of the papers, as their tables call them, in their order."""
+    own = [table["datasets"] for table in _tables().values() if "datasets" in table]
+    return list(dict.fromkeys([*_tables()["datasets"], *(name for names in own for name in names)]))
 
 
 @cache
@@ -39,10 +41,10 @@ def _tables() -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Cell:
-    top1, _, disparity = (number.partition("+-") for number in text.partition("/"))
+    score, _, second = (number.partition("+-") for number in text.partition("/"))
     return Cell(
-        top1=float(top1[0]),
-        top1_deviation=float(top1[2]) if top1[2] else None,
-        disparity=float(disparity[0]) if disparity[0] else None,
-        disparity_deviation=float(disparity[2]) if disparity[2] else None,
+        score=float(score[0]),
+        score_deviation=float(score[2]) if score[2] else None,
+        second=float(second[0]) if second[0] else None,
+        second_deviation=float(second[2]) if second[2] else None,
     )

@@ -13,10 +13,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from agent.ablation import paper
-from agent.ablation.grid import BASELINE, Table
+from agent.ablation.table import BASELINE, Table
 
 STAGES = ("adaptation", "generation", "training")  # of the paper's Figure 4; generation perturbs captions, too
 GENERATION = ("generate", "caption")  # of a run's stages
+TOP1, MAP, VERIFICATION = HEADLINES = ("test_top1", "mAP", "verification")
 NOT_TRAINING = ("adapt", *GENERATION, "wait")  # its other ones are the trainer's work
 
 
@@ -30,10 +31,11 @@ class Estimate(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What one arm came to with one seed."""
+    """What one arm came to with one seed. All but hours in parts of one, at the end, of what is held out."""
 
-    top1: float  # parts of one, at the end, of the held-out split
-    disparity: float | None  # lowest over highest class accuracy
+    headline: str = TOP1  # what the score is: one of HEADLINES
+    score: float
+    second: float | None  # beside mAP Rank-1, else lowest over highest class accuracy; None: not measured
     hours: dict[str, float]  # of devices, by stage, of those that the run had
     missing: int  # synthetic samples that it asked for and did not get
 
@@ -43,9 +45,9 @@ class Row(BaseModel):
 
     label: str
     arm: str
-    top1: Estimate | None  # parts of one
-    gain: Estimate | None  # of top1 over the baseline, by pairs of the same seed
-    disparity: Estimate | None
+    score: Estimate | None  # parts of one
+    gain: Estimate | None  # of the score over the row's baseline, by pairs of the same seed
+    second: Estimate | None
     hours: dict[str, float]  # of devices, by stage, means over the seeds
     missing: int  # synthetic samples that its runs asked for and did not get
     failed: dict[int, str]  # seed -> why it is not done
@@ -63,6 +65,7 @@ class Result(BaseModel):
 
     recipe: str
     dataset: str | None  # of the paper; None: another
+    headline: str = TOP1  # what the scores are: one of HEADLINES
     seeds: list[int]
     effort: str  # that all arms have in common
     tables: dict[str, TableResult]
@@ -74,9 +77,11 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
     generation = [hours[stage] for stage in GENERATION if stage in hours]
     named = {"adaptation": hours.get("adapt"), "generation": sum(generation) if generation else None}
     training = sum(value for stage, value in hours.items() if stage not in NOT_TRAINING)
+    headline = summary.get("headline") or TOP1
     return Outcome(
-        top1=summary["test_top1"],
-        disparity=summary["worst_case_disparity"],
+        headline=headline,
+        score=summary[TOP1] if headline == TOP1 else summary["score"],
+        second=summary.get("rank1") if headline == MAP else summary["worst_case_disparity"],
         hours={stage: value for stage, value in named.items() if value is not None} | {"training": training},
         missing=summary["dead"] + summary["outstanding"],
     )
@@ -98,16 +103,16 @@ def table_result(
     """
     rows = []
     for label, arm in table.rows:
-        own = _of(outcomes, run_as[arm])
-        base = _of(outcomes, run_as[BASELINE])
-        pairs = [own[seed].top1 - base[seed].top1 for seed in own if seed in base]
+        over = table.over.get(arm, BASELINE)
+        own, base = _of(outcomes, run_as[arm]), _of(outcomes, run_as[over])
+        pairs = [own[seed].score - base[seed].score for seed in own if seed in base]
         rows.append(
             Row(
                 label=label,
                 arm=run_as[arm],
-                top1=estimate([one.top1 for one in own.values()]),
-                gain=None if arm == BASELINE else estimate(pairs),
-                disparity=estimate([one.disparity for one in own.values() if one.disparity is not None]),
+                score=estimate([one.score for one in own.values()]),
+                gain=None if arm == over else estimate(pairs),
+                second=estimate([one.second for one in own.values() if one.second is not None]),
                 hours=_mean_hours(list(own.values())),
                 missing=sum(one.missing for one in own.values()),
                 failed={seed: reason for (ran, seed), reason in failed.items() if ran == run_as[arm]},

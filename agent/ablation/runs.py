@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from agent import machine, recipes
-from agent.ablation.grid import Changes, overrides
+from agent.ablation.grid import overrides
+from agent.ablation.table import Changes
 from agent.recipes import RecipeConfig
 from agent.settings import AgentConfig
 from protocol import config
@@ -124,8 +125,7 @@ def _train_group(bench: Bench, group: Mapping[str, Changes], again: bool, logged
     try:
         agent = config.section(bench.settings(shared), "agent", AgentConfig)
         with machine.machine(bench.path, [*bench.own, *bench.said, *of_service]) as running:
-            if agent.adapt is not None:
-                running.adapt(agent.adapt)
+            running.prepare(agent)
             while left:
                 try:
                     _train_one(bench, running, left[0], group[left[0]], again, logged)

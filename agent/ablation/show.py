@@ -8,10 +8,10 @@ from rich import box
 from rich.table import Table
 
 from agent.ablation.paper import Cell
-from agent.ablation.results import STAGES, Estimate, Result, Row, TableResult
+from agent.ablation.results import MAP, STAGES, TOP1, VERIFICATION, Estimate, Result, Row, TableResult
 
-HEADER = ("", "top-1, %", "gain", "worst/best", "n", f"hours: {', '.join(STAGES)}")
-PAPER = ("paper: top-1", "worst/best")
+SCORES = {TOP1: "top-1", MAP: "mAP", VERIFICATION: "verification"}
+FIGURES = {"figure-5": "Figure 5", "figure-6": "Figure 6"}  # tables that are shown as bars, too
 NONE = "-"
 
 
@@ -19,9 +19,10 @@ def markdown(result: Result) -> str:
     """The whole of `ablation.md`."""
     parts = [f"# Ablation of {result.recipe}\n\n{_intro(result)}\n"]
     for name, table in result.tables.items():
-        header, cells = _header(result), [_cells(row, table, result.dataset) for row in table.rows]
+        header, cells = _header(result), [_cells(row, table, result) for row in table.rows]
         lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
         grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        grid += f"\n\n![{table.title}]({picture(name)})" if name in FIGURES else ""
         parts.append(f"## {_title(name, table)}\n\n{grid}\n" + "".join(f"\n* {note}" for note in notes(table)))
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
@@ -34,7 +35,7 @@ def terminal(result: Result) -> Iterator[Table | str]:
         for column in _header(result):
             shown.add_column(column, justify="right" if column else "left", no_wrap=not column)
         for row in table.rows:
-            shown.add_row(*_cells(row, table, result.dataset))
+            shown.add_row(*_cells(row, table, result))
         yield shown
         yield from notes(table)
 
@@ -60,32 +61,40 @@ def _intro(result: Result) -> str:
     return f"Seeds {seeds}; {result.effort}. {gain}. Hours are of one device.{paper}"
 
 
+def picture(table: str) -> str:
+    """File of the bars of a table, beside `ablation.md`."""
+    return f"{table}.svg"
+
+
 def _title(name: str, table: TableResult) -> str:
-    number = f"Table {name}: " if name.isdecimal() else ""
+    number = f"Table {name}: " if name.isdecimal() else f"{FIGURES[name]}: " if name in FIGURES else ""
     return f"{number}{table.title} (mean ± {table.spread})"
 
 
 def _header(result: Result) -> list[str]:
-    return [*HEADER, *(PAPER if result.dataset else ())]
+    score, second = SCORES[result.headline], "Rank-1, %" if result.headline == MAP else "worst/best"
+    own = ["", f"{score}, %", "gain", second, "n", f"hours: {', '.join(STAGES)}"]
+    return own + ([f"paper: {score}", second] if result.dataset else [])
 
 
-def _cells(row: Row, table: TableResult, dataset: str | None) -> list[str]:
-    n = row.top1.n if row.top1 else 0
+def _cells(row: Row, table: TableResult, result: Result) -> list[str]:
+    n = row.score.n if row.score else 0
+    form, scale = ("{:.1f}", 100) if result.headline == MAP else ("{:.2f}", 1)
     cells = [
         row.label,
-        _estimate(row.top1, table.spread, "{:.1f}", 100),
+        _estimate(row.score, table.spread, "{:.1f}", 100),
         _gain(row),
-        _estimate(row.disparity, table.spread, "{:.2f}"),
+        _estimate(row.second, table.spread, form, scale),
         str(n) if n or not row.failed else "failed",
         ", ".join(f"{row.hours[stage]:.2g}" if stage in row.hours else NONE for stage in STAGES),
     ]
-    return [*cells, *_printed(row.paper)] if dataset else cells
+    return [*cells, *_printed(row.paper, form)] if result.dataset else cells
 
 
 def _gain(row: Row) -> str:
     """With its number of pairs, where that is not the row's n."""
     text = _estimate(row.gain, "standard error", "{:+.1f}", 100)
-    if row.gain is None or row.top1 is None or row.gain.n == row.top1.n:
+    if row.gain is None or row.score is None or row.gain.n == row.score.n:
         return text
     return f"{text} (n = {row.gain.n})"
 
@@ -98,12 +107,13 @@ def _estimate(estimate: Estimate | None, spread: str, form: str, scale: float = 
     return mean if around is None else f"{mean} ± {form.replace('+', '').format(scale * around)}"
 
 
-def _printed(cell: Cell | None) -> tuple[str, str]:
-    """The paper's cell."""
+def _printed(cell: Cell | None, form: str) -> tuple[str, str]:
+    """The paper's cell. `form`: of its second number."""
     if cell is None:
         return NONE, NONE
-    top1 = f"{cell.top1:.1f}" + (f" ± {cell.top1_deviation:.2f}" if cell.top1_deviation is not None else "")
-    if cell.disparity is None:
-        return top1, NONE
-    deviation = f" ± {cell.disparity_deviation:.2f}" if cell.disparity_deviation is not None else ""
-    return top1, f"{cell.disparity:.2f}{deviation}"
+    score = f"{cell.score:.1f}" if round(cell.score, 1) == cell.score else f"{cell.score:.2f}"
+    score += f" ± {cell.score_deviation:.2f}" if cell.score_deviation is not None else ""
+    if cell.second is None:
+        return score, NONE
+    deviation = f" ± {cell.second_deviation:.2f}" if cell.second_deviation is not None else ""
+    return score, f"{form.format(cell.second)}{deviation}"

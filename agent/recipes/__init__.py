@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,11 @@ class RecipeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    paper: Literal["Pets", "CUB", "Flowers", "Birdsnap", "Food", "IN100"] | None = None  # GenDataAgent's data set
+    # GenDataAgent's data set, or RL-identity's; None: another
+    paper: Literal["Pets", "CUB", "Flowers", "Birdsnap", "Food", "IN100", "CASIA", "Market-1501", "CUHK03"] | None = (
+        None
+    )
+    vit: dict[str, Any] = {}  # what the second backbone of Figure 6 changes in [trainer]: "table.key" -> value
     digits_per_class: int | None = Field(default=None, ge=1, le=150)  # draw scikit-learn's digits; None: own images
 
 

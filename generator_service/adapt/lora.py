@@ -30,7 +30,7 @@ from generator_service.backends.clip_vision import BATCH
 from generator_service.backends.interface import Progress, WeightSet
 from generator_service.backends.lora_sets import CLASS_MEANS, VISUAL_FILE
 from generator_service.backends.sd_checkpoint import SDCheckpoint
-from generator_service.backends.stable_diffusion import StableDiffusionBackend
+from generator_service.backends.stable_diffusion import StableDiffusionBackend, carrier
 from generator_service.real_images import RealImages
 from protocol.errors import GenerationFailed, InvalidRequest, TrainingDiverged
 from protocol.messages import AdaptJob, LoraOptions
@@ -59,9 +59,9 @@ def lora(
         ConfigError: visual tokens are wanted but there is no image encoder that fits.
         InvalidRequest: the base is itself a LoRA.
     """
-    if base.base is not None:
+    if base.kind == "lora":
         raise InvalidRequest(
-            f"weights {base.ref} are a LoRA, and one cannot sit on another: adapt {base.whole.ref}", param="base"
+            f"weights {base.ref} are a LoRA, and one cannot sit on another: adapt {carrier(base).ref}", param="base"
         )
     options = job.lora or LoraOptions()
     assert real.images.shape[1:3] == backend.native_size() and real.labels.max() < len(classes)

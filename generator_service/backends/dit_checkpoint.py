@@ -1,15 +1,17 @@
 """A diffusers DiT checkpoint, frozen: pixels to latents, latents to noise predictions, latents to pixels.
 
-The class embedding tables are arguments, not state: weight sets that differ only in them share one backbone in memory,
-and an adaptation can train its own tables while the same backbone serves requests. Knows nothing of sampling loops,
-guidance or weight set names.
+Parameters are arguments where they are trained: weight sets that differ only in their class embedding tables share one
+backbone in memory, and an adaptation can train tables, or all of it, while the same backbone serves requests. LoRAs are
+adapters of the one transformer. Knows nothing of sampling loops, guidance or weight set names.
 
     B batch, C channels, H W height and width in pixels, h w in latents
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.func import functional_call
 
-from generator_service.backends import autoencoder
+from generator_service.backends import adapters, autoencoder
 from generator_service.backends.components import load_component, read_json
+from generator_service.backends.tuned_model import read_model
 from protocol.errors import ConfigError, WeightsCorrupt
 
 Tables = Mapping[str, torch.Tensor]
@@ -50,9 +53,8 @@ class DiTCheckpoint:
         self.vae = load_component(AutoencoderKL, folder / "vae", device, dtype) if (folder / "vae").is_dir() else None
         config = self.transformer.config
         self.classes = _classes(index.get("id2label"), config.num_embeds_ada_norm, folder)
-        self.tables: Tables = {
-            name: value.detach() for name, value in self.transformer.named_parameters() if name.endswith(TABLE_SUFFIX)
-        }
+        self.tables = _tables(self.transformer)
+        self._used: tuple[str | None, float] = (None, 1.0)  # adapter, and how much of it
         self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
         scale = autoencoder.scale_factor(self.vae) if self.vae else 1
         self.size = (config.sample_size * scale, config.sample_size * scale)  # (H, W) of its images
@@ -67,18 +69,66 @@ class DiTCheckpoint:
         if self.transformer.out_channels not in (config.in_channels, 2 * config.in_channels):
             raise ConfigError(f"{self.folder}: {self.transformer.out_channels} output channels are not a DiT's")
 
+    def with_transformer(self, folder: Path, classes: tuple[str, ...], digest: str) -> DiTCheckpoint:
+        """This checkpoint with another transformer, which has class tables of its own; all else is shared.
+
+        Args:
+            folder: as `tuned_model.write_model` left it. digest: of this checkpoint.
+
+        Raises WeightsCorrupt unless it fits exactly.
+        """
+        other = copy.copy(self)
+        changed = {"num_embeds_ada_norm": len(classes)}
+        other.transformer = read_model(self.transformer, folder, self.device, self.dtype, digest, **changed)
+        other.classes, other.tables, other._used = classes, _tables(other.transformer), (None, 1.0)
+        return other
+
     # ------------------------------------------------------------ the model
 
-    def predict(self, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor, tables: Tables) -> torch.Tensor:
+    @property
+    def learned_variance(self) -> bool:
+        """The second half of the transformer's output tells the variance of a reverse step."""
+        return self.transformer.out_channels == 2 * self.latent_shape[0]
+
+    def predict(
+        self,
+        noisy: torch.Tensor,
+        times: torch.Tensor,
+        labels: torch.Tensor,
+        tables: Tables,
+        *,
+        variance: bool = False,
+    ) -> torch.Tensor:
         """What the transformer predicts (noise, for prediction type "epsilon"), float32 [B, C, h, w].
 
         Args:
             noisy: float [B, C, h, w]. times: int64 [B]. labels: int64 [B], rows of the tables.
-            tables: may require gradients. The variance half of a learned-sigma model's output is dropped.
+            tables: may require gradients; beside them, any other parameters of the transformer to put in its own's
+                place.
+            variance: the output is [B, 2C, h, w] where the model has learnt the variance, whose half is dropped
+                otherwise.
         """
         cast = {name: table.to(self.dtype) for name, table in tables.items()}
         output = functional_call(self.transformer, cast, (noisy.to(self.dtype), times, labels)).sample
-        return output[:, : noisy.shape[1]].float()
+        return output.float() if variance else output[:, : noisy.shape[1]].float()
+
+    def use(self, adapter: str | None, scale: float = 1.0) -> None:
+        """From now on this LoRA of the transformer counts, `scale` times, and no other; None: none does.
+
+        Its parameters require gradients while it is used, those of the others do not.
+        """
+        adapters.use(self.transformer, adapter, scale)
+        self._used = (adapter, scale)
+
+    @contextmanager
+    def using(self, adapter: str | None, scale: float = 1.0) -> Iterator[None]:
+        """`use` while the block runs; then what was used before."""
+        before = self._used
+        self.use(adapter, scale)
+        try:
+            yield
+        finally:
+            self.use(*before)
 
     def scheduler(self, name: str) -> DDIMScheduler | DPMSolverMultistepScheduler:
         """A fresh sampler, "ddim" or "dpm-solver", on the checkpoint's noise schedule.
@@ -152,6 +202,12 @@ def write_tables(tables: Tables, folder: Path, digest: str) -> None:
     """Write class embeddings, and the digest of the checkpoint they were learnt on."""
     tensors = {name: table.detach().cpu().contiguous() for name, table in tables.items()}
     save_file(tensors, folder / CLASS_EMBEDDING, metadata={"checkpoint": digest})
+
+
+def _tables(transformer: DiTTransformer2DModel) -> Tables:
+    """Those that are built in."""
+    parameters = transformer.named_parameters()
+    return {name: value.detach() for name, value in parameters if name.endswith(TABLE_SUFFIX)}
 
 
 def _classes(id2label: dict[str, str] | None, count: int, folder: Path) -> tuple[str, ...]:

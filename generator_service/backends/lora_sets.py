@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_unet_state_dict_to_peft
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -49,6 +50,17 @@ def add_lora(unet: UNet2DConditionModel, folder: Path, adapter: str) -> None:
         StableDiffusionLoraLoaderMixin.load_lora_into_unet(
             tensors, alphas, unet, adapter, metadata=metadata, low_cpu_mem_usage=True
         )
+
+
+def write_lora(unet: UNet2DConditionModel, adapter: str, folder: Path, *, configured: bool = False) -> None:
+    """Write an adapter of the UNet, as `load_lora_weights` of a diffusers pipeline reads it.
+
+    Args:
+        configured: with its configuration, for a LoRA that is not of one rank, or whose alpha is not its rank.
+    """
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter))
+    config = unet.peft_config[adapter].to_dict() if configured else None
+    StableDiffusionLoraLoaderMixin.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
 
 
 def read_class_means(folder: Path, classes: int, width: int) -> torch.Tensor:

@@ -1,14 +1,15 @@
 """A Stable Diffusion checkpoint (1.x, 2.x or XL), frozen: pixels, latents, prompts, and the UNet's predictions.
 
-LoRAs are adapters of the one UNet in memory: switching between them moves no parameters. Knows nothing of sampling
-loops, guidance or weight set names.
+LoRAs are adapters of the one UNet in memory: switching between them moves no parameters. All of the UNet's parameters
+can be arguments, where they are trained. Knows nothing of sampling loops, guidance or weight set names.
 
     B batch, C channels, H W height and width in pixels, h w in latents, D width of the text embedding
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +27,13 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
+from torch.func import functional_call
 
-from generator_service.backends import autoencoder
+from generator_service.backends import adapters, autoencoder
 from generator_service.backends.clip_vision import ImageEncoder
 from generator_service.backends.components import load_component, read_json
 from generator_service.backends.prompt_embedding import Conditions, PromptEmbedding
+from generator_service.backends.tuned_model import read_model
 from generator_service.manifest import digest, hash_files
 from protocol.errors import ConfigError
 
@@ -79,6 +82,18 @@ class SDCheckpoint:
         self._image_encoder_folder = image_encoder or (own if own.is_dir() else None)
         self._image_encoder: ImageEncoder | None = None  # None: not needed so far
 
+    def with_unet(self, folder: Path, digest: str) -> SDCheckpoint:
+        """This checkpoint with another UNet; all else is shared.
+
+        Args:
+            folder: as `tuned_model.write_model` left it. digest: of this checkpoint.
+
+        Raises WeightsCorrupt unless it fits exactly.
+        """
+        other = copy.copy(self)
+        other.unet = read_model(self.unet, folder, self.device, self.dtype, digest)
+        return other
+
     def _latent_shape(self, image_size: int | None) -> tuple[int, int, int]:
         config, factor = self.unet.config, autoencoder.scale_factor(self.vae)
         channels = self.vae.config.latent_channels
@@ -107,15 +122,25 @@ class SDCheckpoint:
         """(tokens, the most that are read). May be called from any thread."""
         return self._prompts.length(prompt)
 
-    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def predict(
+        self,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        conditions: Conditions,
+        parameters: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """What the UNet predicts (noise, for prediction type "epsilon"), float32 [B, C, h, w].
 
         Args:
             latents: float [B, C, h, w], scaled as the sampler wants them. times: [B].
+            parameters: to put in the place of the UNet's own; they may require gradients. None: its own.
         """
-        inputs = latents.to(self.dtype)
-        output = self.unet(inputs, times, conditions.embeddings, added_cond_kwargs=conditions.added())
-        return output.sample.float()
+        inputs = (latents.to(self.dtype), times, conditions.embeddings)
+        added = {"added_cond_kwargs": conditions.added()}
+        if parameters is None:
+            return self.unet(*inputs, **added).sample.float()
+        cast = {name: value.to(self.dtype) for name, value in parameters.items()}
+        return functional_call(self.unet, cast, inputs, added).sample.float()
 
     def scheduler(self, name: str) -> SchedulerMixin:
         """A fresh sampler, one of `SAMPLERS`, on the checkpoint's noise schedule. PNDM without its Runge-Kutta steps,
@@ -154,11 +179,7 @@ class SDCheckpoint:
 
         Its parameters require gradients while it is used, those of the others do not.
         """
-        if adapter is not None:
-            self.unet.set_adapters(adapter, scale)
-            self.unet.enable_adapters()
-        elif hasattr(self.unet, "peft_config"):
-            self.unet.disable_adapters()
+        adapters.use(self.unet, adapter, scale)
 
     # ------------------------------------------------------------ pixels
 

@@ -1,7 +1,8 @@
 """Text-conditional generation with Stable Diffusion 1.x, 2.x or XL: from noise, or from an image, with guidance.
 
 Serves any diffusers checkpoint of these kinds, and weight sets that are LoRAs of its UNet, with or without visual
-tokens in the prompt (Real-Fake). Knows nothing of requests, queues or of how a weight set was adapted.
+tokens in the prompt (Real-Fake), or bring a UNet of their own. Knows nothing of requests, queues or of how a weight set
+was made.
 
     B batch, H W height and width in pixels, D width of the text embedding
 """
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from generator_service.backends import denoising, hub
+from generator_service.backends import adapters, denoising, hub
 from generator_service.backends.device import Device, DType, pick_device
 from generator_service.backends.interface import Abilities, OnStep, Row, Sampling, WeightSet
 from generator_service.backends.lora_sets import add_lora, read_class_means
@@ -34,6 +35,7 @@ COMPONENTS = (
     *("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
 )
 SAFETY = "safety_checker"
+CARRIERS = ("full", "unet")  # kinds that bring the UNet; the others are on top of one
 
 
 class Config(BaseModel):
@@ -50,6 +52,7 @@ class Config(BaseModel):
     vae_tiling: bool = False  # decode large images in overlapping tiles, which needs less memory
     compile: bool = False  # torch.compile the UNet: minutes once for each batch size and each LoRA, then faster
     max_resident: int = Field(default=8, ge=1)  # LoRAs in memory; the least recently used go
+    max_unets: int = Field(default=2, ge=1)  # weight sets with a UNet of their own in memory, beside the checkpoint's
     safety: Literal["off", "black"] = "off"  # black: images that the checkpoint's own checker flags come out black, and
     # trainers do not get them
     image_encoder: str | None = None  # CLIP vision model with projection, for visual tokens; None: the checkpoint's own
@@ -67,8 +70,9 @@ class _Lora:
 class StableDiffusionBackend:
     """A Stable Diffusion checkpoint with hot-swappable LoRAs. See `interface.Backend`.
 
-    Weight sets of kind "lora" are adapters of the UNet they sit on, and say all that is to be added to the full
-    checkpoint at their bottom. Beside the base, one other full checkpoint is kept in memory.
+    Weight sets of kind "lora" are adapters of the UNet they sit on, and say all that is to be added to it. Sets of kind
+    "unet" bring a UNet of their own, and share the rest of the full checkpoint at their bottom. Beside the base, one
+    other full checkpoint is kept in memory.
     """
 
     name = "stable_diffusion"
@@ -88,6 +92,7 @@ class StableDiffusionBackend:
         self._base = self._open(hub.locate(config.checkpoint, config.revision, components), config.image_size)
         self._safety = SafetyChecker(self.folder / SAFETY, self._device, self._dtype) if checked else None
         self._other: SDCheckpoint | None = None
+        self._unets: OrderedDict[WeightsRef, SDCheckpoint] = OrderedDict()
         self._loras: OrderedDict[WeightsRef, _Lora] = OrderedDict()
 
     @property
@@ -112,26 +117,45 @@ class StableDiffusionBackend:
         """See `interface.Backend`. Raises WeightsCorrupt when the files do not fit what the set says of itself."""
         if weights.kind == "lora":
             self._lora(weights)
-        elif weights.kind == "full":
+        elif weights.kind in CARRIERS:
             self.checkpoint(weights)
         else:
             raise WeightsCorrupt(
-                f"weights {weights.ref} are of kind {weights.kind!r}: this backend reads lora and full"
+                f"weights {weights.ref} are of kind {weights.kind!r}: this backend reads lora, unet and full"
             )
 
     def checkpoint(self, weights: WeightSet) -> SDCheckpoint:
         """The checkpoint under a weight set: what an adaptation builds on. It must not change its parameters, and
         adds adapters under names of its own; `SDCheckpoint.use` before each of its predictions."""
-        folder = weights.whole.folder
+        under = carrier(weights)
+        return self._unet(under) if under.kind == "unet" else self._full(under.folder)
+
+    def _full(self, folder: Path) -> SDCheckpoint:
         if folder == self._base.folder:
             return self._base
         if self._other is None or self._other.folder != folder:
             gone, self._other = self._other, None  # before the next is read, so that two are never in memory
-            for ref in [ref for ref, lora in self._loras.items() if lora.checkpoint is gone]:
-                del self._loras[ref]
+            for ref in [ref for ref, own in self._unets.items() if gone is not None and own.folder == gone.folder]:
+                self._drop(self._unets.pop(ref))
+            self._drop(gone)
             del gone
             self._other = self._open(folder, self._base.size[0])
         return self._other
+
+    def _unet(self, weights: WeightSet) -> SDCheckpoint:
+        whole = weights.whole
+        checkpoint = self._full(whole.folder)
+        if weights.ref not in self._unets:
+            while len(self._unets) >= self._config.max_unets:  # before the next is read
+                self._drop(self._unets.popitem(last=False)[1])
+            self._unets[weights.ref] = self._prepared(checkpoint.with_unet(weights.folder / "unet", whole.ref.digest))
+        self._unets.move_to_end(weights.ref)
+        return self._unets[weights.ref]
+
+    def _drop(self, gone: SDCheckpoint | None) -> None:
+        """What sits on a UNet that leaves memory leaves with it."""
+        for ref in [ref for ref, lora in self._loras.items() if lora.checkpoint is gone]:
+            del self._loras[ref]
 
     def _lora(self, weights: WeightSet) -> _Lora:
         checkpoint = self.checkpoint(weights)
@@ -140,10 +164,12 @@ class StableDiffusionBackend:
         self._loras.move_to_end(weights.ref)
         while len(self._loras) > self._config.max_resident:
             _, oldest = self._loras.popitem(last=False)
-            oldest.checkpoint.unet.delete_adapters(oldest.adapter)
+            adapters.remove(oldest.checkpoint.unet, oldest.adapter)
         return self._loras[weights.ref]
 
     def _read(self, weights: WeightSet, checkpoint: SDCheckpoint) -> _Lora:
+        if weights.metadata.get("checkpoint") not in (None, carrier(weights).ref.digest):  # None: it was not recorded
+            raise WeightsCorrupt(f"weights {weights.ref} were tuned on another base: serve that one, or tune again")
         visual = weights.metadata.get("visual", "none") != "none"
         encoder = weights.metadata.get("image_encoder")  # None: written before it was recorded
         if weights.metadata.get("visual") == "image" and encoder not in (None, checkpoint.image_encoder_digest):
@@ -153,12 +179,15 @@ class StableDiffusionBackend:
             )
         width = checkpoint.unet.config.cross_attention_dim
         means = read_class_means(weights.folder, len(weights.classes), width) if visual else None
-        adapter = f"{weights.ref}-{weights.ref.digest[:16]}".replace(".", "_")  # torch: no dots in names of modules
+        adapter = adapters.named(weights.ref)
         add_lora(checkpoint.unet, weights.folder, adapter)
         return _Lora(checkpoint, adapter, means)
 
     def _open(self, folder: Path, image_size: int | None) -> SDCheckpoint:
-        checkpoint = SDCheckpoint(folder, self._device, self._dtype, image_size, self._image_encoder)
+        return self._prepared(SDCheckpoint(folder, self._device, self._dtype, image_size, self._image_encoder))
+
+    def _prepared(self, checkpoint: SDCheckpoint) -> SDCheckpoint:
+        """Its UNet and VAE as the settings want them."""
         if self._config.attention == "sliced":
             checkpoint.unet.set_attention_slice("auto")
         if self._config.vae_tiling:
@@ -196,6 +225,11 @@ class StableDiffusionBackend:
         by_image = weights.metadata.get("visual") == "image"
         predictor = partial(_predictor, checkpoint, means, by_image)
         return denoising.sample(checkpoint, rows, sampling, predictor, on_step)
+
+
+def carrier(weights: WeightSet) -> WeightSet:
+    """The set that brings the UNet of these: themselves, or one that they sit on."""
+    return weights if weights.base is None or weights.kind in CARRIERS else carrier(weights.base)
 
 
 def _predictor(

@@ -56,7 +56,7 @@ function facts(run) {
   return h(
     "dl",
     { class: "facts" },
-    fact("test top-1", last ? percent(last.test_top1, 1) : "–", last && last.test_top1 === null ? "nothing held out" : null),
+    fact(figure(run), last ? percent(last.score, 1) : "–", last && last.score === null ? "nothing held out" : null),
     fact("train top-1", last ? percent(last.train_top1, 1) : "–"),
     fact("updates", count(run.updates)),
     fact("kept", last ? `${count(last.kept)} of ${count(last.candidates)}` : "–", "synthetic, last iteration"),
@@ -68,13 +68,20 @@ function facts(run) {
   );
 }
 
+/** What a run's score is called: each task has a main figure of its own. */
+function figure(run) {
+  const name = run.curve.at(-1)?.headline ?? "test_top1";
+  return { test_top1: "test top-1", verification: "verified pairs" }[name] ?? name;
+}
+
 function share(name, part) {
   return h("div", {}, h("dt", {}, name), h("dd", {}, percent(part), h("progress", { class: "share", max: 1, value: part ?? 0, "aria-label": name })));
 }
 
 function accuracy(run) {
   const { curve } = run;
-  const test = curve.filter((point) => point.test_top1 !== null).map((point) => [point.iteration + 1, point.test_top1]);
+  const test = curve.filter((point) => point.score !== null).map((point) => [point.iteration + 1, point.score]);
+  const name = figure(run);
   const train = curve.map((point) => [point.iteration + 1, point.train_top1]);
   const lowest = Math.min(...[...test, ...train].map(([, value]) => value));
   const from = Math.min(0.9, Math.floor(10 * lowest) / 10);
@@ -83,21 +90,21 @@ function accuracy(run) {
   const latest = curve.at(-1);
   return [
     lineChart({
-      title: `Top-1 accuracy by iteration. Latest: test ${percent(latest.test_top1, 1)}, train ${percent(latest.train_top1, 1)}.`,
+      title: `${name} and train top-1 by iteration. Latest: ${name} ${percent(latest.score, 1)}, train top-1 ${percent(latest.train_top1, 1)}.`,
       x: { label: "iteration", from: 1, to, ticks: ticks(1, to, 8, 1), format: String },
-      y: { label: "top-1", from, to: 1, ticks: ticks(from, 1, 4), format: (value) => percent(value) },
+      y: { label: name === "test top-1" ? "top-1" : "score", from, to: 1, ticks: ticks(from, 1, 4), format: (value) => percent(value) },
       series: [
-        { name: "test", style: "first", points: test, dots: told },
+        { name: name === "test top-1" ? "test" : name, style: "first", points: test, dots: told },
         { name: "train", style: "second", points: train, dots: told },
       ],
     }),
-    h("details", { "data-key": "accuracy table" }, h("summary", {}, "As a table"), curveTable(curve)),
+    h("details", { "data-key": "accuracy table" }, h("summary", {}, "As a table"), curveTable(curve, name)),
   ];
 }
 
-function curveTable(curve) {
-  const row = (point) => h("tr", {}, [point.iteration + 1, count(point.updates), percent(point.test_top1, 1), percent(point.train_top1, 1), `${point.kept} of ${point.candidates}`].map((cell) => h("td", { class: "number" }, String(cell))));
-  const names = ["iteration", "updates", "test", "train", "kept"];
+function curveTable(curve, name) {
+  const row = (point) => h("tr", {}, [point.iteration + 1, count(point.updates), percent(point.score, 1), percent(point.train_top1, 1), `${point.kept} of ${point.candidates}`].map((cell) => h("td", { class: "number" }, String(cell))));
+  const names = ["iteration", "updates", name === "test top-1" ? "test" : name, "train", "kept"];
   return h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col", class: "number" }, name)))), h("tbody", {}, curve.map(row)));
 }
 

@@ -36,7 +36,8 @@ class Policy(Protocol):
         ...
 
     def in_use(self) -> AbstractContextManager[None]:
-        """Predictions are those of the tuned weights, whose parameters take gradients, and of the reference."""
+        """Predictions are those of the tuned weights, whose parameters take gradients, and of the reference. Backward
+        passes belong inside too, and the backend serves nobody between a prediction and its own."""
         ...
 
     def predict(

@@ -12,6 +12,7 @@ from generator_service.routes import (
     images,
     jobs,
     page,
+    published_models,
     replicas,
     runs,
     samples,
@@ -22,7 +23,8 @@ from generator_service.service import Service
 
 PROBLEM = {"description": "Problem document (RFC 9457)", "content": {"application/problem+json": {}}}
 ERRORS = dict.fromkeys((401, 403, 404, 408, 409, 410, 413, 422, 429, 500, 503, 507), PROBLEM)
-SUBJECTS = (health, images, jobs, feedback, weights, samples, sources, replicas, runs, dead_letters, page)
+MODELS = (weights, published_models)
+SUBJECTS = (health, images, jobs, feedback, *MODELS, samples, sources, replicas, runs, dead_letters, page)
 OPEN = (health, page)  # answered without a key, all or part of them: see `access`
 
 

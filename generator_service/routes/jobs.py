@@ -14,6 +14,7 @@ from generator_service.routes.links import base_url
 from generator_service.routes.reply import reply
 from generator_service.service import Service
 from protocol.messages import AdaptJob, Job, JobList, JobRequest
+from protocol.tuning import TuneJob
 
 
 def router(service: Service) -> APIRouter:
@@ -21,10 +22,11 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/jobs", status_code=202, response_model=Job)
     def submit(body: JobRequest, request: Request) -> Response:
-        """Start a job; it goes on whether or not anybody waits. An adaptation wants the admin key."""
-        if isinstance(body, AdaptJob):
+        """Start a job; it goes on whether or not anybody waits. Adapting and tuning want the admin key."""
+        if isinstance(body, AdaptJob | TuneJob):
             access.require_admin()
-            record = service.loaded.runner.adapt(body)
+            runner = service.loaded.runner
+            record = runner.adapt(body) if isinstance(body, AdaptJob) else runner.tune(body)
         else:
             order = service.order(body.request, base_url(request, service.config.public_url))
             record = service.loaded.runner.generate(order)

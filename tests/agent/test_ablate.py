@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import get_args
+from xml.etree import ElementTree
 
 import pytest
 
 from agent import ablate, cli, recipes
-from agent.ablation import grid, paper, show
+from agent.ablation import bars, grid, paper, show
 from agent.ablation.grid import BASELINE, ON_THE_FLY, TABLES
 from agent.ablation.results import Outcome, Result, estimate, outcome, table_result
 from agent.recipes import RecipeConfig
@@ -17,8 +18,8 @@ from agent.settings import AgentConfig
 from generator_service.settings import GeneratorConfig
 from protocol import config
 from protocol.errors import ConfigError
+from trainer import registry
 from trainer.settings import TrainerConfig
-from trainer.tasks.classification import ClassificationConfig
 
 PETS, DIGITS = recipes.find("pets"), recipes.find("digits")
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -38,7 +39,7 @@ def test_every_arm_of_every_recipe_is_a_run_that_the_processes_accept(recipe: st
     for changes in grid.arms(settings).values():
         arm = settings.overridden(grid.overrides(changes))
         trainer = trainer_of(arm)
-        ClassificationConfig.model_validate(trainer.model)
+        registry.resolve("task", trainer.task).Config.model_validate(trainer.model)
         config.section(arm, "agent", AgentConfig)
         config.section(arm, "generator", GeneratorConfig)
 
@@ -114,10 +115,10 @@ def test_arms_that_come_to_the_same_settings_are_one():
 def test_shared_arms_are_trained_once_and_the_baseline_always():
     settings = config.load(PETS, SOMEWHERE)
     run_as = grid.same(settings, grid.arms(settings))
-    assert grid.arms_of(grid.chosen(["4"]), run_as) == [BASELINE, "entropy", ON_THE_FLY]
-    assert grid.arms_of(grid.chosen(["6", "7"]), run_as).count(ON_THE_FLY) == 1
+    assert grid.arms_of(grid.chosen(["4"], settings), run_as) == [BASELINE, "entropy", ON_THE_FLY]
+    assert grid.arms_of(grid.chosen(["6", "7"], settings), run_as).count(ON_THE_FLY) == 1
     with pytest.raises(ConfigError, match="no table '11': there are 3, 4, 5"):
-        grid.chosen(["3", "11"])
+        grid.chosen(["3", "11"], settings)
 
 
 def test_the_names_of_runs_fit_and_no_two_seeds_share_one():
@@ -147,7 +148,81 @@ def test_the_readme_s_commands_are_ones_that_the_cli_takes():
         assert options.config.is_file()
 
 
-# ---------------------------------------------------------------- the paper
+# ---------------------------------------------------------------- arms of RL-identity
+
+MARKET, CASIA = recipes.find("market1501"), recipes.find("casia")
+
+
+def test_the_components_of_figure_5_come_one_by_one():
+    settings = config.load(CASIA, SOMEWHERE)
+    arms = grid.arms(settings)
+    found = []
+    for _, name in TABLES["figure-5"].rows:
+        arm = settings.overridden(grid.overrides(arms[name]))
+        tune = config.section(arm, "agent", AgentConfig).tune
+        rewards = None if tune is None else [term.weight for term in tune.rewards.values()]
+        found.append((trainer_of(arm).mode, trainer_of(arm).lookahead.enabled, rewards))
+    assert found == [
+        ("real", False, None),
+        ("async", False, None),
+        ("async", True, None),
+        ("async", True, [1.0, 0.0, 0.0]),
+        ("async", True, [1.0, 0.75, 0.0]),
+        ("async", True, [1.0, 0.75, 0.25]),
+    ]
+
+
+def test_rewards_that_a_recipe_leaves_at_their_defaults_are_taken_back_all_the_same():
+    path = [*SOMEWHERE, 'agent.tune={name = "t", rewards = {semantic = {weight = 2.0}, own = {weight = 3.0}}}']
+    for said, expected in ((path, [2.0, 3.0]), ([*SOMEWHERE, 'agent.tune={name = "t"}'], [1.0, 0.0, 0.0])):
+        settings = config.load(PETS, said)
+        arm = settings.overridden(grid.overrides(grid.arms(settings)["reward-semantic"]))
+        tune = config.section(arm, "agent", AgentConfig).tune
+        assert tune is not None and [term.weight for term in tune.rewards.values()] == expected
+
+
+def test_figure_6_compares_two_backbones_each_with_its_own_baseline():
+    settings = config.load(MARKET, SOMEWHERE)
+    arms = grid.arms(settings)
+    found = {}
+    for label, name in TABLES["figure-6"].rows:
+        arm = settings.overridden(grid.overrides(arms[name]))
+        trainer = trainer_of(arm)
+        tuned = config.section(arm, "agent", AgentConfig).tune is not None
+        found[label] = (trainer.model["model"].split("_")[0], trainer.mode, trainer.model["random_erasing"], tuned)
+    assert found == {
+        "CNN": ("timm:resnet50.tv", "real", 0.0, False),
+        "CNN, random erasing": ("timm:resnet50.tv", "real", 0.5, False),
+        "CNN, ours": ("timm:resnet50.tv", "async", 0.0, True),
+        "ViT": ("timm:vit", "real", 0.0, False),
+        "ViT, random erasing": ("timm:vit", "real", 0.5, False),
+        "ViT, ours": ("timm:vit", "async", 0.0, True),
+    }
+    outcomes = {("vit", 0): of(0.7), ("vit-ours", 0): of(0.75), (BASELINE, 0): of(0.8), ("ours", 0): of(0.9)}
+    run_as = {arm: arm for _, arm in TABLES["figure-6"].rows}
+    rows = {row.arm: row for row in table_result("figure-6", TABLES["figure-6"], run_as, outcomes, {}, None).rows}
+    assert rows["vit-ours"].gain is not None and rows["vit-ours"].gain.mean == pytest.approx(0.05)
+    assert rows["ours"].gain is not None and rows["ours"].gain.mean == pytest.approx(0.1)
+    assert rows["vit"].gain is rows[BASELINE].gain is None
+
+
+def test_a_recipe_has_the_tables_that_suit_it():
+    pets, casia, market = (config.load(path, SOMEWHERE) for path in (PETS, CASIA, MARKET))
+    assert list(grid.chosen(None, pets)) == list(grid.GENDATAAGENT)
+    assert list(grid.chosen(None, casia)) == ["figure-5"]
+    assert list(grid.chosen(None, market)) == ["figure-5", "figure-6"]
+    for name, recipe, needs in (
+        ("3", casia, "task classification"),
+        ("figure-6", casia, r"\[recipe.vit\]"),
+        ("figure-5", pets, r"\[agent.tune\]"),
+    ):
+        with pytest.raises(ConfigError, match=needs):
+            grid.chosen([name], recipe)
+    with pytest.raises(ConfigError, match="neither classifies nor"):
+        grid.chosen(None, config.load(CASIA, [*SOMEWHERE, "agent.tune=false"]))
+
+
+# ---------------------------------------------------------------- the papers
 
 
 @pytest.mark.parametrize(
@@ -160,12 +235,14 @@ def test_the_readme_s_commands_are_ones_that_the_cli_takes():
         ("8", "strength 0.90", "IN100", (89.1, None, 0.4, None)),
         ("9", "1/4 of the training set", "Flowers", (89.9, None, 0.5, None)),
         ("15", "Real-Fake (1:10)", "CUB", (78.4, None, None, None)),
+        ("figure-5", "+ semantic reward", "CASIA", (78.18, None, None, None)),
+        ("figure-6", "CNN, random erasing", "CUHK03", (76.7, None, 78.4, None)),
     ],
 )
 def test_cells_are_as_printed(table: str, row: str, dataset: str, expected: tuple[float | None, ...]):
     cell = paper.cell(table, row, dataset)
     assert cell is not None
-    assert (cell.top1, cell.top1_deviation, cell.disparity, cell.disparity_deviation) == expected
+    assert (cell.score, cell.score_deviation, cell.second, cell.second_deviation) == expected
 
 
 @pytest.mark.parametrize(
@@ -177,7 +254,7 @@ def test_every_row_has_the_paper_s_number_for_every_data_set_of_its_table(table:
     assert set(paper._tables()[table]) == set(printed)
     for row in printed:
         cells = [paper.cell(table, row, dataset) for dataset in paper.datasets()]
-        assert [cell is not None for cell in cells] == [True] * columns + [False] * (6 - columns)
+        assert [cell is not None for cell in cells] == [True] * columns + [False] * (9 - columns)
 
 
 def test_what_the_paper_does_not_print_is_none():
@@ -185,6 +262,8 @@ def test_what_the_paper_does_not_print_is_none():
     assert paper.cell("10", "0%, on the fly", "Pets") is None
     assert paper.cell("lookahead", "+ lookahead", "Pets") is None
     assert paper.cell("3", "only real data", None) is None
+    assert paper.cell("figure-5", "base DiT", "Pets") is None
+    assert paper.cell("figure-6", "ViT, ours", "Market-1501") is None
 
 
 def test_recipes_can_name_every_data_set_of_the_paper():
@@ -206,8 +285,8 @@ def test_an_estimate_is_what_a_hand_computes():
     assert estimate([]) is None
 
 
-def of(top1: float, disparity: float | None = None, missing: int = 0, **hours: float) -> Outcome:
-    return Outcome(top1=top1, disparity=disparity, hours=hours, missing=missing)
+def of(score: float, second: float | None = None, missing: int = 0, **hours: float) -> Outcome:
+    return Outcome(score=score, second=second, hours=hours, missing=missing)
 
 
 def result() -> Result:
@@ -228,8 +307,8 @@ def result() -> Result:
 
 def test_gains_are_paired_by_seed():
     entropy, marginal = result().tables["4"].rows
-    assert entropy.gain is not None and marginal.gain is not None and entropy.top1 is not None
-    assert entropy.top1.mean == pytest.approx(0.85)
+    assert entropy.gain is not None and marginal.gain is not None and entropy.score is not None
+    assert entropy.score.mean == pytest.approx(0.85)
     assert entropy.gain.mean == pytest.approx(0.03)  # of 0.04 and 0.02: seed 2 has no pair
     assert entropy.gain.standard_error == pytest.approx(0.01)
     assert (marginal.gain.mean, marginal.gain.n) == (pytest.approx(0.06), 1)
@@ -252,7 +331,7 @@ def test_the_table_shows_it_all():
 def test_rows_that_share_a_run_say_so():
     run_as = {arm: arm for _, arm in TABLES["3"].rows} | {"marginal": "perturbed"}
     table = table_result("3", TABLES["3"], run_as, {("perturbed", 0): of(0.5)}, {}, None)
-    assert table.rows[2].top1 == table.rows[3].top1 != table.rows[4].top1
+    assert table.rows[2].score == table.rows[3].score != table.rows[4].score
     assert show.notes(table) == [
         "+ marginal sampling and + caption perturbation: one run, as this recipe sets them alike"
     ]
@@ -264,6 +343,56 @@ def test_table_7_shows_standard_deviations_as_the_paper_does():
     table = table_result("7", TABLES["7"], run_as, outcomes, {}, "Pets")
     text = show.markdown(Result(recipe="", dataset="Pets", seeds=[0, 1], effort="", tables={"7": table}))
     assert "| Real-Fake | 91.0 ± 1.4 | +0.0 (n = 1) | - | 2 | -, -, - | 94.0 ± 0.15 | 0.48 ± 0.00 |" in text
+
+
+@pytest.mark.parametrize(
+    ("headline", "summary", "header", "cells"),
+    [
+        ("mAP", {"rank1": 0.949, "worst_case_disparity": None}, "mAP, % | gain | Rank-1, %", "88.6 | - | 94.9"),
+        (
+            "verification",
+            {"worst_case_disparity": None},
+            "verification, % | gain | worst/best",
+            "88.6 | - | -",
+        ),
+    ],
+)
+def test_identity_runs_are_told_by_their_headline(headline: str, summary: dict, header: str, cells: str):
+    hours = {"dead": 0, "outstanding": 0, "device_hours": {}}
+    found = outcome({"test_top1": None, "headline": headline, "score": 0.886} | summary | hours)
+    table = table_result("figure-6", TABLES["figure-6"], {a: a for _, a in TABLES["figure-6"].rows}, {}, {}, None)
+    assert all(row.score is None for row in table.rows)
+    table = table_result(
+        "figure-6",
+        TABLES["figure-6"],
+        {a: a for _, a in TABLES["figure-6"].rows},
+        {(BASELINE, 0): found},
+        {},
+        "Market-1501",
+    )
+    told = {"recipe": "", "dataset": "Market-1501", "effort": "", "seeds": [0], "headline": headline}
+    text = show.markdown(Result(**told, tables={"figure-6": table}))
+    assert header in text and f"| CNN | {cells} |" in text
+    assert ("| 85.4 | 85.4 |" in text) == (headline == "mAP")
+
+
+def test_bars_are_to_scale_beside_the_paper_s_numbers():
+    outcomes = {(BASELINE, 0): of(0.70, 0.80), (BASELINE, 1): of(0.74, 0.84), ("ours", 0): of(0.90, 0.95)}
+    run_as = {arm: arm for _, arm in TABLES["figure-6"].rows}
+    table = table_result("figure-6", TABLES["figure-6"], run_as, outcomes, {}, "CUHK03")
+    text = bars.svg(table, "mAP")
+    root = ElementTree.fromstring(text)
+    widths = [float(bar.attrib["width"]) for bar in root.iter() if bar.attrib.get("class") in ("score", "second")]
+    # from 60 to 95 on 360 pixels: 72 and 82, then 90 and 95
+    assert widths == pytest.approx([360 * part / 35 for part in (12, 22, 30, 35)], abs=0.06)
+    lines = [float(mark.attrib["d"][1:].split()[0]) for mark in root.iter() if mark.attrib.get("class") == "paper"]
+    assert lines[:2] == pytest.approx([190 + 360 * part / 35 for part in (14.1, 16.5)], abs=0.06)
+    assert len(lines) == 6  # of the ViT nothing is printed
+    assert "72.0 ± 2.0" in text and text.count("not done") == 8
+    plain = bars.svg(table, "test_top1")
+    assert plain.count('class="second"') == 0
+    result = Result(recipe="", dataset=None, seeds=[0, 1], effort="", tables={"figure-6": table}, headline="mAP")
+    assert "![backbones](figure-6.svg)" in show.markdown(result) and "## Figure 6: backbones" in show.markdown(result)
 
 
 def test_a_run_s_stages_become_those_of_figure_4():

@@ -11,8 +11,10 @@ import pytest
 from agent import ablate, cli, machine, recipes
 from agent.ablation import grid, runs
 from agent.ablation.runs import Bench
+from agent.ablation.table import Changes
+from agent.settings import AgentConfig
+from protocol import config
 from protocol.errors import ConfigError, ServiceUnreachable
-from protocol.messages import AdaptJob
 
 PETS, DIGITS = recipes.find("pets"), recipes.find("digits")
 SOMEWHERE = ['trainer.dataset.root="/data"']
@@ -36,10 +38,27 @@ def test_what_an_ablation_sets_is_not_the_user_s_to_set(tmp_path: Path, taken: s
 def test_nothing_to_compare_is_told_before_anything_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "machine", lambda *_: pytest.fail("started"))
     with pytest.raises(ConfigError, match=r"set trainer\.test_split"):
-        ablate.ablate(PETS, [*SOMEWHERE, "trainer.test_split="], grid.chosen(["4"]), [0], tmp_path)
+        ablate.ablate(PETS, [*SOMEWHERE, "trainer.test_split="], grid.chosen(["4"], config.load(PETS)), [0], tmp_path)
 
 
-def finish(bench: Bench, run: str, changes: grid.Changes, iterations: int = 20) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "said", "needs"),
+    [
+        ("market1501", "trainer.model={}", "query_split and gallery_split"),
+        ("casia", "trainer.model.pairs=[]", r"trainer\.model\.pairs"),
+        ("casia", "agent.tune_while_training=true", "agent.tune_while_training = false"),
+    ],
+)
+def test_identities_are_measured_on_something_and_weights_stay(
+    recipe: str, said: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machine, "machine", lambda *_: pytest.fail("started"))
+    path, settings = recipes.find(recipe), [*SOMEWHERE, said]
+    with pytest.raises(ConfigError, match=needs):
+        ablate.ablate(path, settings, grid.chosen(["figure-5"], config.load(path, settings)), [0], tmp_path)
+
+
+def finish(bench: Bench, run: str, changes: Changes, iterations: int = 20) -> None:
     (bench.folder / run).mkdir(parents=True)
     bench.note_begun(run, changes)
     (bench.folder / run / "summary.json").write_text(json.dumps({"iterations": iterations, "iterations_planned": 20}))
@@ -83,7 +102,7 @@ class Trained:
     def __init__(self) -> None:
         self.fresh: dict[str, bool] = {}
 
-    def adapt(self, job: AdaptJob) -> None:
+    def prepare(self, agent: AgentConfig) -> None:
         pass
 
     def train(self, *arguments: str, fresh: bool, log: Path | None) -> Trained:

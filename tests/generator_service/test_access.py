@@ -174,6 +174,7 @@ USERS = [
     ("POST", "/v1/jobs"),
     ("DELETE", "/v1/jobs/{}"),
     ("POST", "/v1/feedback"),
+    ("POST", "/v1/published-models/{}"),
 ]
 
 

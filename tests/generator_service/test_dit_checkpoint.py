@@ -67,8 +67,8 @@ def test_a_set_that_names_other_classes_is_refused(backend, tmp_path):
 
 
 def test_an_unknown_kind_is_refused(backend, base, tmp_path):
-    with pytest.raises(WeightsCorrupt, match="'lora'"):
-        backend.load(replace(class_embedding(base, tmp_path, CLASSES, "strange"), kind="lora"))
+    with pytest.raises(WeightsCorrupt, match="'strange'"):
+        backend.load(replace(class_embedding(base, tmp_path, CLASSES, "strange"), kind="strange"))
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):

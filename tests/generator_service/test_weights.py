@@ -178,7 +178,7 @@ def test_a_set_that_cannot_be_read_is_listed_with_its_problem(
     assert listed.keys() == {"base@1", "digits@1", "letters@1"}
     assert listed["digits@1"] == info(good, other.active().ref)
     assert "manifest.json" in listed["letters@1"].problem and not listed["letters@1"].active
-    assert other.find("letters", "recipe") is None
+    assert other.find("letters", {"recipe": "one"}) is None
 
 
 def test_a_set_is_refused_on_another_base_checkpoint(store: WeightStore, tmp_path: Path, base_folder: Path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import tomli_w
@@ -13,11 +15,12 @@ import tomli_w
 from agent import machine, recipes
 from agent.ablate import ablate
 from agent.ablation import grid
-from agent.ablation.grid import Table
 from agent.ablation.runs import Bench
+from agent.ablation.table import Table
 from protocol import config
 from protocol.errors import ConfigError
 from tests.system.whole import trainer_config
+from trainer.record import Record
 
 OURS, BASELINE = "gendataagent-0", "real-only-0"
 
@@ -73,10 +76,10 @@ def test_an_ablation_goes_on_with_the_arms_that_are_not_done_and_one_that_fails_
     failed, sync = json.loads((out / "ablation.json").read_text())["tables"]["modes"]["rows"]
     assert "max_staleness must not exceed warmup_iterations" in failed["failed"]["0"]
     assert "asynchronous, seed 0: failed" in (out / "ablation.md").read_text()
-    assert (failed["top1"], sync["missing"]) == (None, 0)
+    assert (failed["score"], sync["missing"]) == (None, 0)
     ours = json.loads((folder / OURS / "summary.json").read_text())
     assert ours["trained"] > 0
-    assert sync["top1"]["mean"] == ours["test_top1"]
+    assert sync["score"]["mean"] == ours["test_top1"]
     assert sync["gain"]["mean"] == pytest.approx(ours["test_top1"] - 0.25)
     assert sync["hours"]["adaptation"] > 0 < sync["hours"]["generation"]
 
@@ -85,6 +88,37 @@ def test_an_ablation_goes_on_with_the_arms_that_are_not_done_and_one_that_fails_
     assert ablate(settings, [], done, [0], out) == 0
     assert json.loads((out / "ablation.json").read_text())["tables"]["modes"]["rows"] == [sync]
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [OURS, BASELINE]  # none is set aside
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_rewards_of_figure_5_are_arms_each_with_a_generator_of_its_own(tmp_path: Path, settings: Path):
+    tune = {
+        "name": "tuned",
+        "steps": 2,
+        "activate": True,
+        "features": "timm:test_resnet",
+        "features_size": 32,
+        "pretrained": False,
+        "rollout": {"identities": 2, "samples": 2, "denoising_steps": 3, "batch_size": 4},
+        "guard": {"kl_ceiling": 1e6, "diversity_floor": 0.0},
+    }
+    tables = tomllib.loads(settings.read_text())
+    tables["agent"] |= {"init": False, "tune": tune}
+    tables["recipe"]["paper"] = "CASIA"
+    settings.write_text(tomli_w.dumps(tables))
+    out, every = tmp_path / "ablation", grid.TABLES["figure-5"]
+    finish_baseline(settings, out / "seed-0")
+    rows = [row for row in every.rows if row[1] in ("base-dit", "reward-semantic", "ours")]
+    assert ablate(settings, [], {"figure-5": Table(every.title, tuple(rows))}, [0], out) == 0
+    result = json.loads((out / "ablation.json").read_text())
+    assert [row["arm"] for row in result["tables"]["figure-5"]["rows"]] == ["base-dit", "reward-semantic", "ours"]
+    assert all(row["score"]["n"] == 1 and row["missing"] == 0 for row in result["tables"]["figure-5"]["rows"])
+    made = {arm: {str(s.weights) for s in Record.open(out / "seed-0" / f"{arm}-0").samples()} for _, arm in rows}
+    assert made == {"base-dit": {"mine@1"}, "reward-semantic": {"tuned@1"}, "ours": {"tuned@2"}}
+    text = (out / "ablation.md").read_text()
+    assert "## Figure 5: components" in text and "| 75.65 |" in text
+    assert ElementTree.parse(out / "figure-5.svg").getroot().tag.endswith("svg")
 
 
 def test_a_wrong_recipe_is_told_before_anything_is_started(tmp_path: Path, settings: Path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from protocol.dataset import Dataset, DatasetConfig
 from tests.trainer.test_pool import make_batch
-from trainer.data.images import RealImages, SyntheticImages, read, resized
+from trainer.data.images import Frame, RealImages, SyntheticImages, read, resized
 from trainer.pool import Pool
 
 
@@ -41,6 +41,21 @@ def test_a_flat_picture_stays_flat_at_any_size():
         out = resized(np.full(shape, 77, np.uint8), 8)
         assert out.shape == (8, 8, 3)
         assert (out == 77).all()
+
+
+def test_a_frame_that_is_no_square():
+    """Cropped, the middle is kept and nothing is stretched; stretched, every part is kept."""
+    image = np.zeros((8, 24, 3), np.uint8)
+    image[:, 8:16], image[:, 16:] = 100, 200
+    cropped = resized(image, Frame(8, 4))
+    assert cropped.shape == (8, 4, 3) and (cropped == 100).all()
+    stretched = resized(image, Frame(8, 12, crop=False))
+    assert stretched.shape == (8, 12, 3)
+    for column, colour in ((1, 0), (6, 100), (10, 200)):
+        assert (stretched[:, column].int() - colour).abs().max() <= 3
+    tall = resized(image, Frame(16, 6))  # scaled by 2, to 48 wide, of which the middle 6 remain
+    assert tall.shape == (16, 6, 3) and (tall == 100).all()
+    assert read([], Frame(16, 6)).shape == (0, 16, 6, 3) and resized(image, Frame(8, 8)).equal(resized(image, 8))
 
 
 def test_shrinking_averages():

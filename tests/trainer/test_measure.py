@@ -16,8 +16,10 @@ from protocol.errors import ServiceUnreachable
 from protocol.messages import WeightsInfo, WeightsList, WeightsRef
 from tests.trainer.run_folder import RunFolder, write_dataset
 from trainer import adaptation, measure
+from trainer.data.batches import derive
+from trainer.data.images import SyntheticImages
 from trainer.loop import train
-from trainer.metrics import feature_file
+from trainer.metrics import feature_file, features
 from trainer.metrics.corruptions import Corrupted
 from trainer.metrics.device_hours import device_hours
 from trainer.record import Record, rows
@@ -121,14 +123,35 @@ def test_real_kept_and_dropped_samples_are_placed_by_the_models_features(fed: Ru
     measure.write_features(fed)
     found = feature_file.read(fed.config.folder)
     assert found is not None
+    generator = torch.Generator().manual_seed(derive(fed.config.seed, "features"))
     images = [fed.real.images, fed.synthetic.images, fed.with_pixels(fed.pool.everything()).images[::3]]
+    for labels in (fed.real.labels, fed.synthetic.labels, fed.real.labels[:4]):  # what is drawn before the erasing
+        torch.randperm(len(labels), generator=generator)
+    features.some(fed.synthetic.labels, 10, generator)
+    images.append(features.erased(fed.real.images, generator))
     with torch.no_grad():
         wanted = fed.model.eval().features((torch.cat(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
     places = torch.from_numpy(found.components)
     assert torch.allclose(torch.cdist(places, places), torch.cdist(wanted, wanted), atol=1e-3)
-    assert found.kinds.tolist() == [0] * 18 + [1] * 8 + [2] * 4
+    assert found.kinds.tolist() == [0] * 18 + [1] * 8 + [2] * 4 + [3] * 18
     dropped = [candidate.sample.label for candidate in fed.pool.everything()[::3]]
-    assert found.labels.tolist() == [*fed.real.labels.tolist(), *fed.synthetic.labels.tolist(), *dropped]
+    real = fed.real.labels.tolist()
+    assert found.labels.tolist() == [*real, *fed.synthetic.labels.tolist(), *dropped, *real]
+
+
+def test_parts_are_erased_of_ten_classes_at_most_that_have_synthetic_samples(fed: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "ERASED_CLASSES", 1)
+    fed.synthetic = fed.synthetic.subset(fed.synthetic.labels == 1)
+    measure.write_features(fed)
+    found = feature_file.read(fed.config.folder)
+    assert found is not None
+    assert found.labels[found.kinds == 3].tolist() == [1] * 6
+    fed.synthetic = SyntheticImages.none(fed.frame)
+    monkeypatch.setattr(measure, "ERASED_CLASSES", 2)
+    measure.write_features(fed)
+    found = feature_file.read(fed.config.folder)
+    assert found is not None
+    assert sorted(np.bincount(found.labels[found.kinds == 3], minlength=3).tolist()) == [0, 6, 6]
 
 
 def test_few_classes_and_few_of_each_are_kept(fed: Run):

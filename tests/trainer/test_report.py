@@ -288,7 +288,7 @@ def measured(tmp_path: Path, data: DatasetConfig, **fields: object) -> RunFolder
     told = {"corrupted": corrupted, "corruption_scale": "cifar-c", "device": "cpu", "synthetic_top1": 0.85}
     run.finish(4, **told | fields)
     draw = torch.Generator().manual_seed(0)
-    far = {"real": 1.0, "kept": 2.0, "dropped": 4.0}  # from the origin
+    far = {"real": 1.0, "kept": 2.0, "dropped": 4.0, "erased": 1.0}  # from the origin
     places = {kind: torch.nn.functional.normalize(torch.randn(12, 6, generator=draw)) * far[kind] for kind in far}
     places["real"][6:] = -places["real"][:6]  # so that their centre is the origin
     features.write(run.folder, places, {kind: torch.zeros(12, dtype=torch.long) for kind in far})
@@ -307,6 +307,8 @@ def test_each_figure_has_its_number_and_says_what_it_shows(tmp_path: Path, data:
     assert "Figure 5, left. Correlation r = -1.00 over 2 classes: the weaker a class, the more" in text
     assert "Figure 3. From the centre of their class's real samples, kept synthetic samples are 2.00 times" in text
     assert "dropped ones 4.00 times: dropped ones lie further out" in text
+    assert "RL-identity, Figure 4. A colour is a class, 1 at random" in text
+    assert "synthetic 2 away, 100 % nearest to their own" in text
     assert "Figure 4. 52.5 CPU seconds in all, most of it training (45.7 %). What adapting took was not" in text
 
 

@@ -81,7 +81,7 @@ def a_run(config: TrainerConfig) -> Run:
     dataset = Dataset.open(config.dataset)
     kind = registry.resolve("task", config.task)
     task = kind(kind.Config(image_size=8), dataset.classes)
-    splits = open_splits(config.model_copy(update={"test_split": ""}), dataset, 8)
+    splits = open_splits(config.model_copy(update={"test_split": ""}), dataset, task)
     return Run(config, task, splits, Pool(config.folder / "batches"), Journal(config.folder), OneProcess("cpu"))
 
 

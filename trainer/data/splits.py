@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from protocol.dataset import Dataset
-from protocol.errors import ConfigError, DatasetError
+from protocol.errors import ConfigError
 from trainer.data.batches import derive
 from trainer.data.images import Images, RealImages
 from trainer.selection import ranking
 from trainer.settings import TrainerConfig
+from trainer.tasks.interface import Task
 
 
 @dataclass
@@ -19,26 +21,26 @@ class Splits:
     dataset: Dataset  # the real samples that feedback is about
     real: Images | None  # to train on; None: a pool of synthetic samples will stand in for them
     held_out: RealImages | None  # real samples that thresholds are learnt from; None: they are fixed
-    test: RealImages | None  # None: nothing to test on
+    test: Any | None  # what the task measures the model on; None: nothing is held out
 
 
-def open_splits(config: TrainerConfig, dataset: Dataset, size: int) -> Splits:
+def open_splits(config: TrainerConfig, dataset: Dataset, task: Task) -> Splits:
     """Read the images of a run.
 
     Args:
-        dataset: the real samples. size: pixels a side.
+        dataset: the real samples.
 
     Raises:
-        DatasetError: there is no test split.
-        ConfigError: no class has enough samples to hold one out.
+        ConfigError, DatasetError: no class has enough samples to hold one out, or as `Task.open_test`.
     """
+    size = task.frame
     rows, held_out = torch.ones(len(dataset), dtype=torch.bool), None
     if config.thresholds.auto:
         rows = _not_held_out(config, dataset)
         held_out = RealImages(dataset.subset((~rows).nonzero().flatten().tolist()), size, config.cache_gib)
         dataset = dataset.subset(rows.nonzero().flatten().tolist())
     real = None if config.mode == "synthetic" else RealImages(dataset, size, config.cache_gib)
-    return Splits(dataset, real, held_out, _test(config, dataset, size))
+    return Splits(dataset, real, held_out, task.open_test(config, dataset))
 
 
 def _not_held_out(config: TrainerConfig, dataset: Dataset) -> torch.Tensor:
@@ -53,16 +55,3 @@ def _not_held_out(config: TrainerConfig, dataset: Dataset) -> torch.Tensor:
             param="held_out",
         )
     return rows
-
-
-def _test(config: TrainerConfig, dataset: Dataset, size: int) -> RealImages | None:
-    if not config.test_split:
-        return None
-    labels = {"split": config.test_split, "classes": list(dataset.classes)}  # the same label means the same class
-    try:
-        test = Dataset.open(config.dataset.model_copy(update=labels))
-    except DatasetError as error:
-        raise DatasetError(
-            f'{error.message} (trainer.test_split = "{config.test_split}"; set it to "" when nothing is held out)'
-        ) from error
-    return RealImages(test, size, config.cache_gib)

@@ -29,7 +29,7 @@ REACH = 4.0  # standard deviations at which the blur's kernel ends
 
 
 def scale_for(size: int) -> Scale:
-    """Whose strengths suit images of `size` pixels: a blur of 6 pixels leaves nothing of an image of 32."""
+    """Whose strengths suit images of `size` pixels, longer side: a blur of 6 pixels leaves nothing of one of 32."""
     return "cifar-c" if size <= SMALL else "imagenet-c"
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from protocol import codec
 
 FILE = "features.safetensors"
-KINDS = ("real", "kept", "dropped")  # "kinds" of the file holds positions in this; kept and dropped by the filter
+# "kinds" of the file holds positions in this: kept and dropped by the filter, real with a part of it hidden by noise
+KINDS = ("real", "kept", "dropped", "erased")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Where real, kept and dropped synthetic samples lie in a model's feature space (GenDataAgent Figure 3), compactly.
+"""Where real, kept and dropped synthetic samples lie in a model's feature space (GenDataAgent Figure 3), and where real
+ones of which a part is erased (RL-identity Figure 4), compactly.
 
 Knows tensors; neither the model that made them nor how they are drawn. Shapes: N samples, D features, K components.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 from protocol import codec
 from trainer.durable import write_durably
 from trainer.metrics.feature_file import FILE, KINDS
+from trainer.tasks.augmentation import random_erasing
 
 COMPONENTS = 50  # K at most: t-SNE of more takes longer and shows the same
 
@@ -35,6 +37,19 @@ def spread(classes: int, most: int) -> Tensor:
     return torch.linspace(0, classes - 1, min(classes, most)).round().long()
 
 
+def some(labels: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """At most `most` of the distinct labels, ascending, at random."""
+    distinct = labels.unique()
+    return distinct[torch.randperm(len(distinct), generator=generator)[:most]].sort().values
+
+
+def erased(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images uint8 [N, H, W, 3], each with a rectangle of random colours (Random Erasing, Zhong et al. 2020)."""
+    x, zero, one = images.permute(0, 3, 1, 2).float() / 255, torch.zeros(3), torch.ones(3)
+    noisy = random_erasing(x, generator, len(x), slice(0, len(x)), probability=1.0, mean=zero, std=one)
+    return (255 * noisy).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def principal_components(features: Tensor, most: int = COMPONENTS) -> Tensor:
     """[N, K]: the centred features [N, D] along their directions of largest variance, largest first."""
     centred = features.double() - features.double().mean(0)
@@ -46,7 +61,7 @@ def write(folder: Path, features: Mapping[str, Tensor], labels: Mapping[str, Ten
     """Write the samples' principal components, labels and kinds into a run's folder.
 
     Args:
-        features: kind ("real", "kept", "dropped") -> [N, D]. labels: kind -> [N].
+        features: kind, one of KINDS -> [N, D]. labels: kind -> [N].
 
     Raises:
         DiskFull: the file is as it was.

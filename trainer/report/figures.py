@@ -14,13 +14,15 @@ from matplotlib.ticker import MaxNLocator
 
 from trainer.record import Record
 from trainer.report.svg import COLOURS, SMALL, iterations, legend, line, svg
-from trainer.report.words import FILTERS
+from trainer.report.words import FILTERS, begun, score
 from trainer.spans import Span, spans
+from trainer.summary import headline_of
 
 MOST_CLASSES = 24  # shown in the chart of classes
 ACTIVITIES = {  # the trainer's, in the order of an iteration, and how the legend calls them
     "score": "score real samples",
     "wait": "wait",
+    "privacy": "nearness to real samples",
     **FILTERS,
     "train": "train",
     "evaluate": "evaluate",
@@ -29,19 +31,25 @@ ACTIVITIES = {  # the trainer's, in the order of an iteration, and how the legen
 
 
 def accuracy(record: Record, baselines: Sequence[Record]) -> str:
-    """Top-1 by iteration: held out, training set, synthetic; held out of the baselines."""
+    """The main figure by iteration, held out, of the run and its baselines; beside mAP Rank-1, beside top-1 accuracy
+    that of the training set and of synthetic samples."""
+    headline = (headline_of(record.metrics[-1]) if record.metrics else None) or "test_top1"
+    title = begun(score(headline))
 
     def draw(figure: Figure) -> None:
-        axes = iterations(figure, record, "Top-1 accuracy")
-        line(axes, record.metrics, "test_top1", "held out", COLOURS["test"])
+        axes = iterations(figure, record, title)
+        line(axes, record.metrics, headline, "held out", COLOURS["test"])
         for baseline in baselines:
             label = f"held out, {baseline.config.run}"
-            line(axes, baseline.metrics, "test_top1", label, COLOURS["muted"], linestyle="--")
-        line(axes, record.metrics, "train_top1", "training set", COLOURS["real"], linestyle=":")
-        line(axes, record.metrics, "synthetic_top1", "synthetic samples", COLOURS["synthetic"])
+            line(axes, baseline.metrics, headline, label, COLOURS["muted"], linestyle="--")
+        if headline == "test_top1":
+            line(axes, record.metrics, "train_top1", "training set", COLOURS["real"], linestyle=":")
+            line(axes, record.metrics, "synthetic_top1", "synthetic samples", COLOURS["synthetic"])
+        line(axes, record.metrics, "rank1", "Rank-1, held out", COLOURS["evaluate"], linestyle="-.")
         legend(axes)
 
-    return svg("accuracy", "Top-1 accuracy by iteration, with and without the synthetic samples", SMALL, draw)
+    alt = "with and without the synthetic samples" if headline == "test_top1" else "held out"
+    return svg("accuracy", f"{title} by iteration, {alt}", SMALL, draw)
 
 
 def losses(record: Record) -> str:

@@ -31,6 +31,7 @@ FATES = {
     "kept": "trained on",
     "dropped": "dropped by the filter",
     "near copy": "dropped as a near copy",
+    "too near": "dropped as too near to a real sample",
     "not used": "not used",
 }
 
@@ -51,7 +52,7 @@ def hard_samples(album: Album, prompts_by: Mapping[str, int]) -> str:
         _order(album, pools, asked)
         + _perturbed(prompts_by)
         + _missing(album)
-        + _key()
+        + _key(album)
         + "".join(_asked(album, feedback) for feedback in (*pools, *asked[:1], *asked[1:][-1:]))
     )
 
@@ -145,8 +146,9 @@ def _by(picture: Picture) -> str:
     return f"<small>({escape(picture.prompt_by)})</small>" if picture.prompt_by else ""
 
 
-def _key() -> str:
+def _key(album: Album) -> str:
     colours = {"kept": "--good", "dropped": "--bad", "near copy": "--vog", "not used": "--muted"}
+    colours |= {"too near": "--privacy"} if album.record.config.privacy.filter else {}
     items = (f'<li><i style="background:var({colour})"></i>{FATES[fate]}</li>' for fate, colour in colours.items())
     return f'<ul class="legend">{"".join(items)}</ul>'
 

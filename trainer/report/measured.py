@@ -10,7 +10,7 @@ from html import escape
 
 from trainer.metrics import class_counts, feature_file
 from trainer.record import Record
-from trainer.report import figures, paper, readings, tables, words
+from trainer.report import distribution, figures, paper, readings, tables, words
 from trainer.summary import Summary
 
 Runs = Sequence[Record]
@@ -71,10 +71,12 @@ def classes(record: Record, names: Sequence[str]) -> str:
 
 
 def features(record: Record, names: Sequence[str]) -> str:
-    """Figure 3. Arguments as in `classes`."""
+    """GenDataAgent's Figure 3 and RL-identity's Figure 4. Arguments as in `classes`."""
     found = feature_file.read(record.folder)
     told = "" if found is None else readings.feature_map(found)
-    return _beside(figure(paper.feature_map(found, names), told, "Figure 3"))
+    plane = figure(paper.feature_map(found, names), told, "Figure 3")
+    sphere = figure(distribution.globe(found), distribution.reading(found), "RL-identity, Figure 4")
+    return _beside(plane, sphere)
 
 
 def hours(own: Summary, others: Summaries) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from html import escape
 
 from trainer.record import Record
-from trainer.report import figures, gallery, measured, tables
+from trainer.report import figures, gallery, identity, measured, tables, versions
 from trainer.report.pictures import Album
 from trainer.report.style import CSS
 from trainer.report.words import FILTERS, seconds
 from trainer.settings import TrainerConfig
-from trainer.summary import Summary, summary_of
+from trainer.summary import Summary, headline_of, summary_of
 
 
 def page(record: Record, baselines: Sequence[Record] = ()) -> str:
@@ -23,13 +23,16 @@ def page(record: Record, baselines: Sequence[Record] = ()) -> str:
     album = Album(record)
     names = _class_names(record, album)
     own, others = summary_of(record), [summary_of(baseline) for baseline in baselines]
+    recognised = identity.section(record, baselines)
     sections = [
         _header(record, own, others),
         _section("Comparison" if others else "The run in numbers", tables.comparison(own, others)),
+        *([_section("Who is recognised", recognised)] if recognised else []),
         _section("Where the samples went", tables.books(own)),
+        _section("Which weights made them", versions.section(record)),
         _section("Curves", _curves(record, baselines)),
         _section("Does it overfit, and what teaches it?", measured.fit(record, baselines, own, others)),
-        _section("Robustness", measured.robustness(record, baselines, own, others)),
+        *([] if recognised else [_section("Robustness", measured.robustness(record, baselines, own, others))]),
         _section("Which classes were given samples", measured.classes(record, names)),
         _section("Where the samples lie", measured.features(record, names)),
         _section("What it cost", measured.hours(own, others)),
@@ -119,7 +122,7 @@ def _curves(record: Record, baselines: Sequence[Record]) -> str:
     if not record.metrics:
         return "<p>No iteration is finished yet, so there is nothing to draw.</p>"
     notes = []
-    if "test_top1" not in record.metrics[-1]:
+    if headline_of(record.metrics[-1]) is None:
         notes.append("No test split was evaluated, so there is no held-out accuracy.")
     if len(record.metrics) == 1:
         notes.append("Only one iteration is finished: each curve is a single point.")

@@ -18,9 +18,10 @@ from trainer.metrics.device_hours import STAGES
 from trainer.metrics.feature_file import KINDS, FeatureMap
 from trainer.record import Record
 from trainer.report.svg import COLOURS, SMALL, iterations, legend, line, svg
-from trainer.report.words import CORRUPTIONS, DEVICES, time_unit
+from trainer.report.words import CORRUPTIONS, DEVICES, score, time_unit
 from trainer.summary import Summary
 
+HEADLINES = {"test_top1": "Top-1", "mAP": "mAP", "verification": "Verified"}  # main figure -> title of a narrow chart
 NAMED = 15  # classes whose names fit into a chart
 FEWEST = 10  # samples that t-SNE can place
 MARKS = {"real": ("real", "o", 14), "kept": ("synthetic", "^", 18), "dropped": ("bad", "x", 18)}  # colour, marker, size
@@ -128,23 +129,24 @@ def class_counts(name: str, title: str, relation: Relation | None, names: Sequen
 
 def feature_map(found: FeatureMap | None, names: Sequence[str]) -> str | None:
     """Real, kept and dropped synthetic samples in the model's feature space, by t-SNE (Figure 3)."""
-    if found is None or len(found.labels) < FEWEST:
+    rows = None if found is None else found.kinds != KINDS.index("erased")
+    if found is None or rows.sum() < FEWEST:
         return None
-    places = _tsne(found.components)
-    real = found.kinds == KINDS.index("real")
-    shown = np.unique(found.labels)
+    labels, kinds = found.labels[rows], found.kinds[rows]
+    places = _tsne(found.components[rows])
+    real = kinds == KINDS.index("real")
+    shown = np.unique(labels)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_title("Feature space")
-        for index, kind in enumerate(KINDS):
-            colour, marker, size = MARKS[kind]
-            points = places[found.kinds == index]
+        for kind, (colour, marker, size) in MARKS.items():
+            points = places[kinds == KINDS.index(kind)]
             label = kind if kind == "real" else f"synthetic, {kind}"
             axes.scatter(*points.T, s=size, marker=marker, color=COLOURS[colour], label=label, linewidths=1, alpha=0.8)
         if len(shown) <= NAMED:
             for label in shown:
-                _name(axes, places[real & (found.labels == label)], names[label])
+                _name(axes, places[real & (labels == label)], names[label])
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, handlelength=1)
@@ -168,11 +170,11 @@ def _tsne(components: np.ndarray) -> np.ndarray:
 
 
 def hours(summaries: Sequence[Summary]) -> str | None:
-    """Device time by stage of each run, beside its accuracy (Figure 4)."""
+    """Device time by stage of each run, the last its own, beside how good it is (Figure 4)."""
     if not any(summary.device_hours for summary in summaries):
         return None
     unit, scale = time_unit(max(sum(summary.device_hours.values()) for summary in summaries))
-    rows = range(len(summaries))
+    rows, own = range(len(summaries)), summaries[-1]
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
@@ -185,8 +187,8 @@ def hours(summaries: Sequence[Summary]) -> str | None:
                 done += took
         left.set_yticks(rows, [summary.run for summary in summaries])
         left.set_title(f"{DEVICES.get(summaries[-1].device or '', 'Device')} {unit}")
-        right.set_title("Top-1")
-        known = [(s.test_top1, row) for row, s in zip(rows, summaries, strict=True) if s.test_top1 is not None]
+        right.set_title(HEADLINES.get(own.headline or "test_top1", ""))
+        known = [(s.score, row) for row, s in zip(rows, summaries, strict=True) if _comparable(s, own)]
         right.plot(*zip(*known, strict=True), "o", color=COLOURS["test"], markersize=6) if known else None
         for value, row in known:
             right.annotate(f"{100 * value:.1f} %", (value, row), xytext=(0, 7), textcoords="offset points", ha="center")
@@ -198,4 +200,8 @@ def hours(summaries: Sequence[Summary]) -> str | None:
             axes.set_ylim(len(summaries) - 0.5, -0.6)
         figure.legend(loc="outside lower center", ncols=2, handlelength=1, columnspacing=1.2)
 
-    return svg("hours", "Device time by stage, and top-1 accuracy", (4.6, 2.0 + 0.55 * len(summaries)), draw)
+    return svg("hours", f"Device time by stage, and {score(own.headline)}", (4.6, 2.0 + 0.55 * len(summaries)), draw)
+
+
+def _comparable(summary: Summary, own: Summary) -> bool:
+    return summary.score is not None and summary.headline == own.headline

@@ -21,13 +21,14 @@ from protocol.errors import DatasetError
 from protocol.messages import Feedback, MarginalSample
 from trainer.record import Record
 
-Fate = Literal["kept", "dropped", "near copy", "not used"]
+Fate = Literal["kept", "dropped", "near copy", "too near", "not used"]
 SHOWN_FATES: dict[str, Fate] = {
     "trained": "kept",
     "pool": "kept",
     "vog": "dropped",
     "similarity": "dropped",
     "near copy": "near copy",
+    "privacy": "too near",
     "stale": "not used",
 }
 SCORES = {"vog": "VoG", "similarity": "near"}  # filter -> what its score is called below a picture

@@ -41,6 +41,7 @@ COLOURS = {
             "card",
             "similarity",
             "caption",
+            "privacy",
         ),
         start=1,
     )

@@ -6,22 +6,23 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from trainer.metrics.device_hours import STAGES
-from trainer.report.words import ABSENT, CORRUPTIONS, FILTERS, count, percent, ratio, seconds, time_unit
+from trainer.report.words import ABSENT, CORRUPTIONS, FILTERS, begun, count, percent, ratio, score, seconds, time_unit
 from trainer.summary import Summary
 
+TOO_NEAR = "dropped as too near to a real sample"
 Row = tuple[str, Callable[[Summary], str]]  # what it is called, and what stands there for a run
 
 
 def tiles(own: Summary, others: Sequence[Summary]) -> str:
     """The headline: four numbers, the first against the first of the others."""
-    gain = ""
-    if others and own.test_top1 is not None and others[0].test_top1 is not None:
-        points = 100 * (own.test_top1 - others[0].test_top1)
+    gain, first = "", others[0] if others else None
+    if first and own.score is not None and first.score is not None and own.headline == first.headline:
+        points = 100 * (own.score - first.score)
         direction = "up" if points > 0 else "down" if points < 0 else ""
-        gain = f'<span class="{direction}">{points:+.1f} points against {escape(others[0].run)}</span>'
+        gain = f'<span class="{direction}">{points:+.1f} points against {escape(first.run)}</span>'
     shown = [
-        (percent(own.test_top1), "top-1 accuracy, held out", gain),
-        (ratio(own.worst_case_disparity), "worst class over best class", ""),
+        (percent(own.score), f"{score(own.headline)}, held out", gain),
+        (percent(own.rank1), "Rank-1", "") if own.rank1 is not None else _fairness(own),
         (percent(own.trainer_idle), "of the time the trainer waited", ""),
         (count(own.trained), "synthetic samples trained on", ""),
     ]
@@ -32,17 +33,39 @@ def tiles(own: Summary, others: Sequence[Summary]) -> str:
     )
 
 
+def _fairness(own: Summary) -> tuple[str, str, str]:
+    return ratio(own.worst_case_disparity), "worst class over best class", ""
+
+
+def _scores(own: Summary) -> list[Row]:
+    """How good the model is, by the main figure of this run's task."""
+    name = own.headline
+
+    def value(run: Summary, number: float | None) -> str:
+        return percent(number if run.headline == name else None)
+
+    rows: list[Row] = [
+        (f"{begun(score(name))}, held out", lambda s: value(s, s.score)),
+        ("Best of any iteration", lambda s: value(s, s.best_score)),
+    ]
+    if name == "mAP":
+        rows.append(("Rank-1", lambda s: percent(s.rank1)))
+    if name in (None, "test_top1"):
+        rows += [
+            ("Worst class over best class", lambda s: ratio(s.worst_case_disparity)),
+            ("Training minus held-out accuracy", lambda s: percent(s.train_val_gap)),
+        ]
+    return rows
+
+
 ROWS: tuple[Row, ...] = (
-    ("Top-1 accuracy, held out", lambda s: percent(s.test_top1)),
-    ("Best of any iteration", lambda s: percent(s.best_test_top1)),
-    ("Worst class over best class", lambda s: ratio(s.worst_case_disparity)),
-    ("Training minus held-out accuracy", lambda s: percent(s.train_val_gap)),
     ("Optimiser updates", lambda s: count(s.updates)),
     ("Wall time", lambda s: seconds(s.wall_s)),
     ("Trainer idle (waiting for samples)", lambda s: percent(s.trainer_idle)),
     ("Generator idle, once asked", lambda s: percent(s.generator_idle)),
     ("Generating and training at once", lambda s: seconds(s.overlap_s)),
     ("Synthetic samples generated", lambda s: count(s.generated)),
+    ("Dropped as too near to a real sample", lambda s: count(s.privacy_dropped)),
     ("Dropped by variance of gradients", lambda s: count(s.vog_dropped)),
     ("Dropped by similarity", lambda s: count(s.similarity_dropped)),
     ("Dropped as stale", lambda s: count(s.stale)),
@@ -59,7 +82,7 @@ def comparison(own: Summary, others: Sequence[Summary]) -> str:
     note = "A row is one sample in one batch, so a sample counts once an epoch."
     if others:
         note = f"One run each: small differences may be chance. {note}"
-    return f'{warning}{_table(ROWS, own, others)}<p class="note">{note}</p>'
+    return f'{warning}{_table([*_scores(own), *ROWS], own, others)}<p class="note">{note}</p>'
 
 
 def robustness(own: Summary, others: Sequence[Summary]) -> str:
@@ -121,6 +144,7 @@ def books(own: Summary) -> str:
         (f"dropped by {FILTERS['vog']}", own.vog_dropped, "--bad"),
         (f"dropped by {FILTERS['similarity']}", own.similarity_dropped, "--bad"),
         ("dropped as near copies", own.near_copies, "--vog"),
+        (TOO_NEAR, own.privacy_dropped, "--privacy"),
         ("stale", own.stale, "--wait"),
         ("arrived too late for any iteration", own.unused or 0, "--muted"),
     ]
@@ -139,7 +163,7 @@ def books(own: Summary) -> str:
     legend = "".join(
         f'<li><i style="background:var({colour})"></i>{count(number)} {label}</li>'
         for label, number, colour in parts
-        if number or label != f"dropped by {FILTERS['similarity']}"
+        if number or label not in (f"dropped by {FILTERS['similarity']}", TOO_NEAR)
     )
     return (
         f"<p>{count(own.generated)} samples{asked} arrived.{failed} {verdict}</p>"

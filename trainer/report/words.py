@@ -5,8 +5,19 @@ from __future__ import annotations
 ABSENT = "\N{EN DASH}"
 FILTERS = {"vog": "variance of gradients", "similarity": "similarity to real samples"}  # fate of a sample -> by what
 CORRUPTIONS = {"gaussian_blur": "Gaussian blur", "speckle_noise": "speckle noise"}
+SCORES = {"test_top1": "top-1 accuracy", "mAP": "mAP", "verification": "verification accuracy"}  # main figure -> name
 SCALES = {"imagenet-c": "ImageNet-C", "cifar-c": "CIFAR-C"}
 DEVICES = {"cuda": "GPU", "cpu": "CPU"}
+
+
+def score(headline: str | None) -> str:
+    """What a run's main figure is called; None: nothing was held out, so that it would have been accuracy."""
+    return SCORES.get(headline or "test_top1", headline or "")
+
+
+def begun(text: str) -> str:
+    """As the first words of a line."""
+    return text[:1].upper() + text[1:] if not text.startswith("mAP") else text
 
 
 def percent(value: float | None) -> str:

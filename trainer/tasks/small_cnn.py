@@ -12,8 +12,8 @@ class SmallCNN(nn.Module):
     fell behind at 16 (digits) and far behind at 32 (photos).
 
     Args:
-        classes: number of outputs.
-        image_size: side in pixels; from 64 on the first convolution has a stride, to keep the view wide.
+        classes: number of outputs; 0: no linear layer, what it would see comes out.
+        image_size: shorter side in pixels; from 64 on the first convolution has a stride, to keep the view wide.
         drop_rate: dropout before the linear layer.
     """
 
@@ -30,14 +30,14 @@ class SmallCNN(nn.Module):
             nn.Flatten(),
         )
         self.dropout = nn.Dropout(drop_rate)
-        self.head = nn.Linear(96, classes)
+        self.head = nn.Linear(96, classes) if classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of x [B, 3, S, S]."""
+        """Logits [B, classes] of x [B, 3, H, W]."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, 96] of x [B, 3, S, S]. This and `forward_head` are named as timm names them."""
+        """[B, 96] of x [B, 3, H, W]. This and `forward_head` are named as timm names them."""
         return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -21,6 +21,27 @@ def test_classes_are_spread_over_the_labels():
     assert features.spread(101, 3).tolist() == [0, 50, 100]
 
 
+def test_some_of_the_labels_are_drawn():
+    labels = torch.tensor([3, 3, 7, 1, 9, 1])
+    drawn = [features.some(labels, 2, torch.Generator().manual_seed(seed)).tolist() for seed in range(30)]
+    assert {label for pair in drawn for label in pair} == {1, 3, 7, 9}
+    assert all(len(pair) == 2 and pair == sorted(pair) for pair in drawn)
+    assert features.some(labels, 9, torch.Generator()).tolist() == [1, 3, 7, 9]
+
+
+def test_a_rectangle_of_every_image_is_erased_and_nothing_else():
+    images = torch.full((40, 24, 16, 3), 100, dtype=torch.uint8)
+    found = features.erased(images, torch.Generator().manual_seed(0))
+    assert found.dtype == torch.uint8 and found.shape == images.shape
+    for image in found:
+        changed = (image != 100).any(2)
+        rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
+        inside = changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert inside.double().mean() > 0.9  # noise may be the very colour by chance
+        assert 0.01 < inside.numel() / (24 * 16) < 0.45
+    assert torch.equal(found, features.erased(images, torch.Generator().manual_seed(0)))
+
+
 def test_components_are_those_of_a_singular_value_decomposition():
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 12)) * np.linspace(5, 1, 12) + 3)
     found = features.principal_components(x, 4).double()

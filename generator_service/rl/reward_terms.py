@@ -1,0 +1,36 @@
+"""The rewards of a tune job: looked up by name, their options bound. Knows nothing of what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from generator_service import registry
+from generator_service.rl import rewards
+from generator_service.rl.rewards import Reward
+from protocol.errors import ConfigError, InvalidRequest
+from protocol.tuning import TuneJob
+
+
+def reward_functions(job: TuneJob, entries: Mapping[str, str]) -> dict[str, Reward]:
+    """Of each of the job's terms. `entries`: name -> "module:function".
+
+    Raises:
+        InvalidRequest: a reward that is not there, or an option that it does not know.
+        ConfigError: what the settings name cannot be imported.
+    """
+    found = {}
+    for name, term in job.rewards.items():
+        if name not in entries:
+            raise InvalidRequest(f"no reward {name!r} here: use {', '.join(sorted(entries))}", param=f"rewards.{name}")
+        try:
+            function = registry.load(dict(entries), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"generator.rewards.{name} = {entries[name]!r} cannot be imported ({error}): correct the service's "
+                "settings",
+                param=f"generator.rewards.{name}",
+            ) from error
+        rewards.check_options(function, term.options)
+        found[name] = partial(function, **term.options)
+    return found

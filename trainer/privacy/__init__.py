@@ -1,0 +1,1 @@
+"""What a synthetic set gives away of the real images behind it: distances, near copies, membership inference."""
