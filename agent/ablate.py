@@ -14,6 +14,7 @@ from agent.ablation import bars, grid, show
 from agent.ablation.results import TOP1, Outcome, Result, outcome, table_result
 from agent.ablation.runs import Bench, train
 from agent.recipes import RecipeConfig
+from agent.settings import AgentConfig
 from protocol import config
 from protocol.errors import ConfigError
 
@@ -63,8 +64,9 @@ def ablate(
         ConfigError: the recipe is wrong, or nothing can be compared with it.
     """
     benches = {seed: Bench.of(path, overrides, out / f"seed-{seed}", seed) for seed in seeds}
-    settings = machine.check(path, [*benches[seeds[0]].own, *overrides])
-    _check(settings)
+    said = [*benches[seeds[0]].own, *overrides]
+    _check(config.load(path, said))
+    settings = machine.check(path, said)
     arms = grid.arms(settings)
     run_as = grid.same(settings, arms)
     names = grid.arms_of(tables, run_as)
@@ -90,7 +92,7 @@ def ablate(
 
 def _check(settings: config.Settings) -> None:
     """Raises ConfigError where arms would be measured on nothing, or change each other."""
-    trainer = settings["trainer"]
+    trainer, agent = settings.get("trainer", {}), config.section(settings, "agent", AgentConfig)
     task, model = trainer.get("task", "classification"), trainer.get("model", {})
     measured = {
         "classification": ("trainer.test_split", trainer.get("test_split") != ""),
@@ -100,11 +102,17 @@ def _check(settings: config.Settings) -> None:
     key, known = measured.get(task, ("", True))
     if not known:
         raise ConfigError(f"an ablation compares what is measured on held-out images: set {key}", param=key)
-    if settings.get("agent", {}).get("tune_while_training"):
+    if agent.tune_while_training:
         raise ConfigError(
             "the arms of an ablation share weights, which must not change meanwhile: set "
             "agent.tune_while_training = false",
             param="tune_while_training",
+        )
+    if agent.tune and not (agent.tune.activate and agent.adapt and agent.adapt.activate):
+        raise ConfigError(
+            "the arms of an ablation share a service, which serves the weights that were activated last, be it for "
+            "another arm: set activate = true in [agent.adapt] and in [agent.tune]",
+            param="activate",
         )
 
 

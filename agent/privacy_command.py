@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     """Make the samples and their report; returns the report's exit status."""
     settings = config.load(options.config, options.set)
     config.check_tables(settings, config.TABLES)
-    data = dataset_of(settings)
+    data = DatasetConfig.of_service(settings)
     if data.split in (None, options.held_out):
         raise ConfigError(
             f"--held-out {options.held_out} is not held out from {data.split or 'all of the dataset'}, which the "
@@ -87,17 +87,6 @@ def run(options: argparse.Namespace) -> int:
         command += ["--near-copy", str(settings["generator"]["near_copy_distance"])]
     command += ["--held-out", options.held_out, "--out", str(options.out / "privacy.html")]
     return subprocess.run([sys.executable, "-m", "trainer.privacy", *command]).returncode
-
-
-def dataset_of(settings: config.Settings) -> DatasetConfig:
-    """The dataset of a service with these settings: its own, or the trainer's. Raises ConfigError."""
-    for table in ("generator", "trainer"):
-        if "dataset" in settings.get(table, {}):
-            return config.section({f"{table}.dataset": settings[table]["dataset"]}, f"{table}.dataset", DatasetConfig)
-    raise ConfigError(
-        f"{settings.source} names no dataset: give the service's settings, with a table [generator.dataset]",
-        param="config",
-    )
 
 
 def find(known: Sequence[WeightsInfo], name: str) -> WeightsInfo:

@@ -28,8 +28,8 @@ USER, ADMIN = "user", "admin"  # names of the callers who have the two keys
 
 OPEN = ("/livez", "/readyz", "/", "/page/")  # probes, and the operators' page, which asks for the key itself
 METRICS = "/metrics"
-# What only an administrator may do, as method and beginning of the path; pictures of real samples are private data. An
-# adaptation is one more: it has the route of other jobs, which asks `require_admin` when it sees one.
+# What only an administrator may do, as method and beginning of the path; pictures of real samples are private data.
+# Adapting and tuning are, too: they have the route of other jobs, which asks `require_admin` when it sees one.
 ADMINISTRATION = (
     ("POST", "/v1/weights/"),
     ("POST", "/v1/dead-letters/"),
@@ -44,7 +44,7 @@ class AccessConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     api_key: Key | None = None  # callers send it as a bearer token; None: $ONTHEFLY_API_KEY
-    # for weights, adaptation, dead letters, real samples, others' jobs; None: $ONTHEFLY_ADMIN_KEY, or else api_key
+    # for weights, adapting, tuning, dead letters, real samples, others' jobs; None: $ONTHEFLY_ADMIN_KEY, or api_key
     admin_key: Key | None = None
     keys: dict[Name, Key] = {}  # name -> key, of more users, each with limits of their own
     open_metrics: bool = False  # answer GET /metrics without a key

@@ -11,9 +11,8 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
 
@@ -29,12 +28,14 @@ from generator_service.publications import Publications, is_part
 from generator_service.published_models import PublishedModels
 from generator_service.real_images import RealImages
 from generator_service.results import Recorder
+from generator_service.turns import turn
 from generator_service.weights import WeightStore, info
-from protocol.errors import Cancelled, InvalidRequest
+from protocol.errors import InvalidRequest
 from protocol.messages import AdaptJob
 from protocol.tuning import ASIDE, TuneJob
 
 UNFINISHED = ".unfinished-"  # how folders of jobs begin that are not done; no name of a set begins with a dot
+TURN = ".turn-"  # and those of files by which equal jobs take turns
 Learning = AdaptJob | TuneJob
 KEPT_S = 7 * 24 * 3600.0  # that they wait for somebody to go on with them, since they last changed
 
@@ -74,8 +75,6 @@ class JobRunner:
         self._real, self._classes, self._activate = real, classes, activate
         self._rewards, self._published = rewards, published
         self._threads = ThreadPoolExecutor(max_unfinished, thread_name_prefix="job")
-        self._turn = threading.Condition()
-        self._learning: set[str] = set()  # recipes
         for folder in weights.root.glob(f"{UNFINISHED}*"):
             if folder.stat().st_mtime < time.time() - KEPT_S:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -148,39 +147,16 @@ class JobRunner:
         return record
 
     def _learn(self, record: JobRecord, job: Learning, base: WeightSet, adaptation: Callable[[], Adaptation]) -> None:
+        """Equal jobs of all replicas take turns, and one may be enough for all."""
         recipe = self._recipe(job, base)
-        with self._only_one(recipe, record):
+        cancelled = threading.Event()
+        record.on_cancel(cancelled.set)
+        with turn(self._weights.root / f"{TURN}{recipe[:16]}", cancelled):  # they share what is unfinished
             made = None if job.again else self._weights.find(job.name, {"recipe": recipe})
             made = made or self._make(record, job, base, recipe, adaptation())
         if job.activate:
             self._activate(made)
         record.succeed(info(made, self._weights.active().ref).model_dump(mode="json"))
-
-    @contextmanager
-    def _only_one(self, recipe: str, record: JobRecord) -> Iterator[None]:
-        """Equal jobs run one after another: they share what is unfinished, and one may be enough for all.
-
-        Raises Cancelled when that was asked for while others ran.
-        """
-        cancelled = threading.Event()
-
-        def cancel() -> None:
-            cancelled.set()
-            with self._turn:
-                self._turn.notify_all()
-
-        record.on_cancel(cancel)
-        with self._turn:
-            self._turn.wait_for(lambda: recipe not in self._learning or cancelled.is_set())
-            if cancelled.is_set():
-                raise Cancelled("cancelled: ask again if you still want it")
-            self._learning.add(recipe)
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._learning.remove(recipe)
-                self._turn.notify_all()
 
     def _recipe(self, job: Learning, base: WeightSet) -> str:
         """Hash of all that decides what a job makes: itself, base weights, other models, images and classes."""
@@ -210,9 +186,10 @@ class JobRunner:
             record.on_cancel(partial(self._engine.cancel_adaptation, run))
             try:
                 for weights in publications.published():
-                    record.progress(record.job.step, job.steps, weights=str(weights.ref))
+                    record.progress(weights.metadata["step"], job.steps, weights=str(weights.ref))
             except BaseException:
                 self._engine.cancel_adaptation(run)
+                wait([future])  # it uses the folders to its end
                 raise
             kind, metadata = future.result()
             metadata = {**metadata, "recipe": recipe}

@@ -58,14 +58,14 @@ class JobRecord:
             cancel()
 
     def progress(self, step: int, steps: int, **data: Any) -> None:
-        """One step done. The first call turns the job to running."""
+        """One step done, or something told of an earlier one. The first call turns the job to running."""
         with self._lock:
             if self.finished:
                 return
             if self._job.status == "queued":
                 self._update(status="running", started=time.time())
                 self._log("status", {"status": "running"})
-            self._update(step=step, steps=steps)
+            self._update(step=max(step, self._job.step), steps=steps)
             self._log("progress", {"step": step, "steps": steps, **data})
 
     def succeed(self, result: dict[str, Any]) -> None:

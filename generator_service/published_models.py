@@ -29,6 +29,7 @@ from protocol.errors import InvalidRequest, UnknownWeights, WeightsCorrupt
 from protocol.published import PublishedCard, PublishedModel
 
 MODEL = "model.safetensors"
+NAMES = 64  # more are refused: whoever may publish is not to fill the disk
 KEEP = 4  # newest versions of a name; two at least, for one may be read while the next comes
 PINNED_S = 30 * 86_400.0  # a pin that is not renewed ends
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -61,11 +62,17 @@ class PublishedModels:
             file: on the root's file system; moved into the root.
 
         Raises:
-            InvalidRequest: a bad name, no such file, or tensors that are not those of the timm model it names.
+            InvalidRequest: a bad name, one too many, no such file, or tensors that are not the timm model's it names.
             DiskFull.
         """
         if not NAME.fullmatch(name):
             raise InvalidRequest(f"{name[:100]!r} is no name: use letters, digits, '.', '_' and '-'", param="name")
+        if name not in (names := self._names()) and len(names) >= NAMES:
+            raise InvalidRequest(
+                f"{NAMES} names of published models are taken, the last of them {names[-1]!r}: publish as one of them, "
+                "or remove folders that nobody needs",
+                param="name",
+            )
         card = read_card(file)
         from generator_service.rl import backbone  # torch and timm, which the service loads after its settings
 

@@ -21,8 +21,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from protocol import codec
+from protocol.config import Settings, section
 from protocol.dataset_layout import Layout, Listed, check_root, class_names, list_split, split_folder
-from protocol.errors import BadFile, DatasetError, InvalidImage, UnknownSource
+from protocol.errors import BadFile, ConfigError, DatasetError, InvalidImage, UnknownSource
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,22 @@ class DatasetConfig(BaseModel):
     max_per_class: int | None = Field(default=None, ge=1)  # the first n by path of each class; None: all
     threads: int = Field(default=8, ge=1, le=256)  # that decode every picture once at the start
     links_to: list[Path] = []  # folders outside root that symbolic links in it may lead to
+
+    @classmethod
+    def of_service(cls, settings: Settings) -> DatasetConfig:
+        """The images that the generator service of these settings learns from: its own, or the trainer's.
+
+        Raises:
+            ConfigError: neither is named, or the table is wrong.
+        """
+        for table in ("generator", "trainer"):
+            if "dataset" in settings.get(table, {}):
+                return section({f"{table}.dataset": settings[table]["dataset"]}, f"{table}.dataset", cls)
+        raise ConfigError(
+            f"{settings.source} names no dataset: give the service's settings with --config, with a table "
+            "[generator.dataset] or [trainer.dataset]",
+            param="config",
+        )
 
     def places(self) -> tuple[Path, ...]:
         """The folders that every picture is in, links resolved."""

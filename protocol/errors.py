@@ -39,6 +39,7 @@
     │   ├── BlobCorrupt                 500     blob_corrupt          sha256 or size differs
     │   └── BlobMissing                 410     blob_missing          expired or never written
     ├── WrongWeights                    500     wrong_weights         samples were not made with the weights promised
+    ├── WrongIdentity                   500     wrong_identity        samples are not of the class they were asked for
     ├── CheckpointCorrupt               500     checkpoint_corrupt
     ├── DiskFull                        507     disk_full             nothing was written
     ├── TrainingDiverged                500     training_diverged     the loss is NaN or infinite
@@ -232,6 +233,10 @@ class BlobMissing(BlobError):
 
 class WrongWeights(OnTheFlyError):
     code = "wrong_weights"
+
+
+class WrongIdentity(OnTheFlyError):
+    code = "wrong_identity"
 
 
 class CheckpointCorrupt(OnTheFlyError):

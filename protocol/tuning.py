@@ -48,7 +48,8 @@ class UpdateOptions(Message):
     batch_size: int = Field(default=64, ge=1, le=4096)  # transitions in one forward and backward pass
     baseline: Literal["none", "group", "value"] = "group"  # what the reward is compared with: nothing, the running mean
     # of its identity, or a small net that predicts it from latents and time
-    max_gradient_norm: Positive | None = 1.0  # None: no clipping
+    max_gradient_norm: NotNegative = 1.0  # 0: no clipping. Later steps of a rollout are held to the norm of its first
+    # as well, which is mostly far below 1: the loss is a mean over the values of a latent
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the passes; what is trained stays float32
 
 
@@ -64,7 +65,7 @@ class PolicyOptions(Message):
 class GuardOptions(Message):
     """When tuning has gone wrong, and what is done about it."""
 
-    kl_ceiling: Positive | None = 0.1  # mean squared distance to the frozen generator's predictions; None: no ceiling
+    kl_ceiling: NotNegative = 0.1  # mean squared distance to the frozen generator's predictions; 0: no ceiling
     diversity_floor: Unit = 0.2  # of the mean pairwise feature distance in an identity, as part of the first rollout's
     copy_distance: Unit = 0.0  # mean distance to the nearest real feature below which samples count as copied; 0: off
     trend: int = Field(default=20, ge=4, le=1000)  # rollouts over which components are watched: one that falls while
@@ -88,7 +89,7 @@ class TuneJob(Message):
     update: UpdateOptions = UpdateOptions()
     policy: PolicyOptions = PolicyOptions()
     guard: GuardOptions = GuardOptions()
-    rewards: dict[str, RewardTerm] = {
+    rewards: dict[str, RewardTerm] = {  # by name; a table that names some names them all
         "semantic": RewardTerm(weight=1.0),
         "coverage": RewardTerm(weight=0.75),
         "expression": RewardTerm(weight=0.25),
@@ -97,13 +98,16 @@ class TuneJob(Message):
     pretrained: bool = True  # timm only; false: random weights, for tests
     features_size: int | None = Field(default=None, ge=8, le=2048)  # pixels a side; None: the model's own
     refresh_every: int = Field(default=1, ge=1)  # rollouts between looks for a newer published model
-    publish_every: int | None = Field(default=None, ge=1)  # rollouts between weight sets; None: one, at the end
+    publish_every: int = Field(default=0, ge=0)  # rollouts between weight sets; 0: one, at the end
     activate: bool = False  # hot-swap to each weight set that is published
-    checkpoint_every: int | None = Field(default=10, ge=1)  # rollouts between checkpoints to resume from; None: none
-    grid_every: int | None = Field(default=10, ge=1)  # rollouts between pictures in the job's events; None: none
+    checkpoint_every: int = Field(default=10, ge=0)  # rollouts between checkpoints to resume from; 0: none
+    grid_every: int = Field(default=10, ge=0)  # rollouts between pictures in the job's events; 0: none
 
     @model_validator(mode="after")
     def _rewards_something(self) -> TuneJob:
         if not any(term.weight for term in self.rewards.values()):
-            raise ValueError("every reward has weight 0: nothing would be learnt; give one of them another weight")
+            raise ValueError(
+                "every reward has weight 0, so that nothing would be learnt: give one of them another weight. A table "
+                "`rewards` stands in the place of the default one, so name in it all that count"
+            )
         return self

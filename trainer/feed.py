@@ -18,7 +18,7 @@ from pathlib import Path
 from protocol.bus import Bus, Delivery
 from protocol.client import GeneratorClient
 from protocol.entries import SampleBatch
-from protocol.errors import BlobError, BrokerFull, DiskFull, OnTheFlyError, Retryable, WrongWeights
+from protocol.errors import BlobError, BrokerFull, DiskFull, OnTheFlyError, Retryable, WrongIdentity, WrongWeights
 from protocol.messages import Feedback
 from trainer import correlation, outage
 from trainer.journal import Journal
@@ -199,6 +199,9 @@ class Feed:
             batch = batch.model_copy(update={"weights": promised.weights})  # to be made with
             self._lost(replace(delivery, message=batch), wrong)
             return
+        if stranger := _stranger(batch, asked):
+            self._lost(delivery, stranger)
+            return
         if batch.blob is not None and not self.pool.answered(batch):
             try:
                 data = self._bus.get_blob(batch.blob)
@@ -225,3 +228,18 @@ class Feed:
         self.pool.admit(batch.model_copy(update=failed | {"error": error.to_problem()}), None)
         self.journal.event(error.code, f"batch {batch.unit_id} is lost and given up: {error}", **details)
         self._bus.lost.give_up(delivery, error.to_problem())
+
+
+def _stranger(batch: SampleBatch, asked: Feedback) -> WrongIdentity | None:
+    """What is wrong when a sample is of another class than it was asked for: a sample carries an identity that exists,
+    and never a new one."""
+    sources = {sample.source_id for sample in batch.samples}
+    known = {real.sample_id: (real.label, real.class_name) for real in asked.samples if real.sample_id in sources}
+    for sample in batch.samples:
+        wanted, found = known.get(sample.source_id or ""), (sample.label, sample.class_name)
+        if found != wanted:
+            return WrongIdentity(
+                f"sample {sample.id} is of class {found[1]!r} (label {found[0]}), and "
+                + (f"{wanted[1]!r} (label {wanted[0]}) was asked for" if wanted else "nobody asked for it")
+            )
+    return None

@@ -77,7 +77,7 @@ class Journal:
             self._fate(iteration, candidate, "trained" if keep else str(filter), score_by)
 
     def dropped(self, iteration: int, candidates: Sequence[Candidate], why: str) -> None:
-        """Samples that an iteration did not choose among: "stale", "near copy", or "pool"."""
+        """Samples that an iteration did not choose among: "stale", "near copy", "privacy", or "pool"."""
         for candidate in candidates:
             self._fate(iteration, candidate, why, {})
 

@@ -110,7 +110,8 @@ def update(run: Run, batch: Batch) -> None:
 
 
 def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: float) -> Tensor:
-    """Which rows of a mixed batch to train on: all real ones and what lookahead keeps.
+    """Which rows of a mixed batch to train on: all real ones and what lookahead keeps, two at least where there are as
+    many: batch statistics want two.
 
     Args:
         x, y: the rows of this process. synthetic: bool [B], of the whole batch.
@@ -121,6 +122,8 @@ def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: flo
     settings = run.config.lookahead
     if not settings.enabled:
         return torch.ones_like(synthetic)
+    made = int(synthetic.sum())
+    wanting = 2 - (len(synthetic) - made)
     return lookahead(
         run.model,
         run.task.losses,
@@ -128,7 +131,7 @@ def select(run: Run, x: Tensor, y: Tensor, synthetic: Tensor, learning_rate: flo
         y,
         synthetic,
         virtual_lr=run.virtual_lr(learning_rate),
-        keep=settings.keep,
+        keep=min(1.0, max(settings.keep, wanting / max(made, 1))),
         context=run.training_pass,
         mean=run.processes.mean,
         average=run.processes.average,

@@ -89,5 +89,5 @@ def written(run: Run) -> bytes:
         iteration=run.at.iteration - 1,
         updates=run.at.updates,
     )
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in backbone.state.items()}
+    state = {name: tensor.contiguous() for name, tensor in backbone.state.items()}
     return save(state, card.metadata())

@@ -41,7 +41,7 @@ class Contents:
     failed: int  # that were asked for and could not be made
     whole: bool  # every work unit was answered
     dataset: str  # digest of the real samples
-    adapting: dict[str, float]  # "name@version" -> seconds that adapting took, of those weights of which it is known
+    adapting: dict[str, float]  # "name@version" -> seconds of its weights, and of those that these were made from
 
 
 def contents(folder: Path) -> Contents:
@@ -61,6 +61,7 @@ def contents(folder: Path) -> Contents:
     samples = [sample for batch in batches for sample in batch.samples]
     failed = sum(len(batch.missing) for batch in batches)
     names = {str(sample.weights) for sample in samples}
+    others = {str(sample.weights) for sample in record.samples()} - names
     return Contents(
         run=asked.run,
         sources=len(asked.samples),
@@ -71,7 +72,7 @@ def contents(folder: Path) -> Contents:
         failed=failed,
         whole=bool(batches) and len(batches) == batches[0].units,
         dataset=json.loads((folder / MADE_FOR).read_text())["dataset"],
-        adapting={name: took for name, took in read_adaptation(folder).items() if name in names},
+        adapting={name: took for name, took in read_adaptation(folder).items() if name not in others},
     )
 
 

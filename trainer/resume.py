@@ -7,6 +7,7 @@ lies on the disk is known to `checkpoint` only.
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from protocol.errors import ConfigError, DiskFull
@@ -112,7 +113,7 @@ def _made_for(run: Run) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "task": config.task,
-        "model": config.model,
+        "model": _without_places(run.task.Config.model_validate(config.model).model_dump(exclude_unset=True)),
         "classes": list(run.task.classes),
         "thresholds": learnt,
         "dataset": run.splits.dataset.digest(),
@@ -122,3 +123,12 @@ def _made_for(run: Run) -> dict[str, Any]:
         "mode": config.mode,
         "pool": config.feedback.images_per_sample if config.mode == "offline" else None,
     }
+
+
+def _without_places(value: Any) -> Any:
+    """Settings without the files and folders that they name, which may be moved as the dataset may."""
+    if isinstance(value, dict):
+        return {name: _without_places(inner) for name, inner in value.items() if not isinstance(inner, Path)}
+    if isinstance(value, list | tuple):
+        return [_without_places(inner) for inner in value if not isinstance(inner, Path)]
+    return value

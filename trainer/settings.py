@@ -94,7 +94,7 @@ class PrivacyConfig(Table):
 
     filter: bool = False
     quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05  # of the real samples' distances: the higher, the stricter
-    distance: Literal["pixels", "features"] = "pixels"  # features: of the model as it is now
+    distance: Literal["pixels", "features"] = "pixels"  # of what the model sees; features: of the model as it is now
 
 
 class MeasureConfig(Table):
@@ -145,7 +145,7 @@ class TrainerConfig(Table):
     # only: tasks on identities name what they are measured on in [trainer.model]
     drop_near_copies: bool = False  # drop synthetic samples that the service flags as near copies of a real one
     workers: int = Field(default=0, ge=0)  # data loading processes; 0: in this process
-    cache_gib: Annotated[float, Field(ge=0.0)] = 4.0  # decoded images kept in memory, up to this size in each process
+    cache_gib: Annotated[float, Field(ge=0.0)] = 4.0  # decoded images kept in memory, of each set and in each process
 
     task: str = "classification"  # registry kind "task"
     model: dict[str, Any] = {}  # the task's own settings, see its Config
@@ -196,6 +196,11 @@ class TrainerConfig(Table):
             raise ValueError(
                 f"batch_size = {self.batch_size} is no multiple of images_per_identity = {self.images_per_identity}: "
                 "set it to the identities of a batch times their images"
+            )
+        if self.images_per_identity == self.batch_size:
+            raise ValueError(
+                f"images_per_identity = {self.images_per_identity} leaves room for one identity in a batch, which "
+                f"nothing could be told apart in: set batch_size to {2 * self.batch_size} at least"
             )
         if self.privacy.filter and self.mode == "synthetic":
             raise ValueError(

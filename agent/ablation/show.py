@@ -57,7 +57,7 @@ def notes(table: TableResult) -> list[str]:
 def _intro(result: Result) -> str:
     seeds = ", ".join(map(str, result.seeds))
     paper = f" The paper's numbers are for {result.dataset}." if result.dataset else ""
-    gain = "Gains are over real data only, paired by seed, in points ± standard error"
+    gain = "Gains are over real data only, of the same backbone and seed, in points ± standard error"
     return f"Seeds {seeds}; {result.effort}. {gain}. Hours are of one device.{paper}"
 
 

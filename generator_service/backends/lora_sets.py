@@ -8,6 +8,7 @@ Knows nothing of which sets are resident, nor of when a token is used.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,11 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from protocol.errors import WeightsCorrupt
 
@@ -53,14 +55,23 @@ def add_lora(unet: UNet2DConditionModel, folder: Path, adapter: str) -> None:
 
 
 def write_lora(unet: UNet2DConditionModel, adapter: str, folder: Path, *, configured: bool = False) -> None:
-    """Write an adapter of the UNet, as `load_lora_weights` of a diffusers pipeline reads it.
+    """Write an adapter of the UNet, as `load_lora_weights` of a diffusers pipeline reads it. Equal ones are equal
+    files: with one entry of metadata, for several are written in any order, and its sets sorted.
 
     Args:
         configured: with its configuration, for a LoRA that is not of one rank, or whose alpha is not its rank.
     """
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=adapter))
-    config = unet.peft_config[adapter].to_dict() if configured else None
-    StableDiffusionLoraLoaderMixin.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
+    metadata = {"format": "pt"}
+    if configured:
+        config = unet.peft_config[adapter].to_dict().items()
+        told = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config}
+        metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps(told, sort_keys=True)}
+
+    def save(tensors: dict[str, torch.Tensor], path: str) -> None:
+        save_file(tensors, path, metadata=metadata)
+
+    StableDiffusionLoraLoaderMixin.save_lora_weights(folder, unet_lora_layers=layers, save_function=save)
 
 
 def read_class_means(folder: Path, classes: int, width: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ def write_model(
     folder.mkdir()
     own = {name.replace(WRAPPED, ""): value for name, value in model.state_dict().items() if ADAPTER not in name}
     tensors = {name: parameters.get(name, value).detach().cpu().contiguous() for name, value in own.items()}
-    save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt", "checkpoint": digest})
+    save_file(tensors, folder / MODEL_FILE, metadata={"checkpoint": digest})
     config = {key: value for key, value in json.loads(model.to_json_string()).items() if key != "_name_or_path"}
     (folder / "config.json").write_text(json.dumps(config | changed, indent=2, sort_keys=True))
 

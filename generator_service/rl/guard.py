@@ -70,7 +70,7 @@ class Guard:
 
     def _kl(self, observation: Observation) -> Finding | None:
         ceiling = self._options.kl_ceiling
-        if ceiling is None or observation.kl <= ceiling:
+        if not ceiling or observation.kl <= ceiling:
             return None
         message = f"distance to the frozen generator is {observation.kl:.3g}, above the ceiling of {ceiling:g}"
         return Finding("kl", message, breach=True)

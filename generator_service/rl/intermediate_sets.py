@@ -25,8 +25,11 @@ Write = Callable[[Path], tuple[str, dict[str, Any]]]
 
 
 def write(unfinished: Path, step: int, save: Write) -> Made | None:
-    """Write the set of a step in place of any that is there; None where there is no room, and the log says so."""
+    """Write the set of a step. None: there is one already, which is being published; or there is no room, and the log
+    says so."""
     partial, folder = unfinished / PARTIAL, _folder(unfinished, step)
+    if folder.exists():
+        return None  # told by `left`; of the same step of the same job, it is the same
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with full_disk_told(partial, "free some; the tuning goes on without this weight set"):
@@ -37,7 +40,6 @@ def write(unfinished: Path, step: int, save: Write) -> Made | None:
         shutil.rmtree(partial, ignore_errors=True)
         log.warning("%s", error.message, extra={"event": "disk_full"})
         return None
-    shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return Made(folder, kind, metadata)
 

@@ -31,6 +31,6 @@ def reward_functions(job: TuneJob, entries: Mapping[str, str]) -> dict[str, Rewa
                 "settings",
                 param=f"generator.rewards.{name}",
             ) from error
-        rewards.check_options(function, term.options)
+        rewards.check_options(name, function, term.options)
         found[name] = partial(function, **term.options)
     return found

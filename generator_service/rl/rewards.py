@@ -164,15 +164,14 @@ def expression(generated: Generated, bank: Bank, *, epsilon: float = 0.1, tau: f
 # ---------------------------------------------------------------- all of them together
 
 
-def check_options(function: Callable[..., Tensor], options: Iterable[str]) -> None:
-    """Raises InvalidRequest, naming those it has, when a reward lacks one of these options."""
+def check_options(name: str, function: Callable[..., Tensor], options: Iterable[str]) -> None:
+    """Raises InvalidRequest, naming those it has, when a reward, known as `name`, lacks one of these options."""
     parameters = inspect.signature(function).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known:
             instead = f"use {', '.join(known)}" if known else "it has none"
-            reward = function.__name__
-            raise InvalidRequest(f"reward {reward} has no option {option!r}: {instead}", param=f"rewards.{reward}")
+            raise InvalidRequest(f"reward {name} has no option {option!r}: {instead}", param=f"rewards.{name}")
 
 
 def measure(rewards: Mapping[str, Reward], weights: Mapping[str, float], generated: Generated, bank: Bank) -> Measured:

@@ -117,13 +117,16 @@ class Tuning:
         return Ring(batches, size, steps, space.latent_shape, space.device, job.policy.offload)
 
     def run(self, unfinished: Path, identity: str) -> Generator[Progress, None, None]:
-        """Tune to the end, from the newest checkpoint in `unfinished`; the policy ends with its last good weights."""
+        """Tune to the end, from the newest checkpoint in `unfinished`. The policy ends with the last update's weights;
+        where a breach ended it, with its last good ones."""
         began = time.monotonic()
         yield from self._begin(unfinished, identity)
         history, job, before = self._history, self._job, self._history.seconds
         while history.step < job.steps and history.stopped is None:
             if history.step % job.refresh_every == 0:
                 yield from self._served(self._judge.refresh())
+            if not job.checkpoint_every:
+                self._judge.let_go()
             told = yield from self._rollout()
             history.seconds = before + time.monotonic() - began
             if job.checkpoint_every and history.step % job.checkpoint_every == 0:
@@ -188,7 +191,13 @@ class Tuning:
         return self._history.step < self._job.steps and self._history.stopped is None
 
     def _save(self, folder: Path) -> tuple[str, dict[str, Any]]:
-        kind, metadata = self._policy.save(folder)
+        """The last good weights: nobody has looked at samples of newer ones yet, and these are going to be served."""
+        now = self._policy.state()
+        self._policy.restore(self._good)
+        try:
+            kind, metadata = self._policy.save(folder)
+        finally:
+            self._policy.restore(now)
         return kind, self.metadata() | metadata
 
     def _served(self, pieces: Generator[object, None, Outcome]) -> Generator[Progress, None, Outcome]:

@@ -42,7 +42,8 @@ class History:
         return asdict(self)
 
     def metadata(self, job: TuneJob) -> dict[str, Any]:
-        """What a weight set tells of its tuning. The rewards are those of the last rollout, made one update before."""
+        """What a weight set tells of its tuning. The rewards are those of the last rollout: of a set that is published
+        on the way itself, and of the weights one update before the result."""
         return {
             "method": job.method,
             "step": self.step,

@@ -82,6 +82,10 @@ class Learner:
     ) -> Generator[None, None, Learnt]:
         """Some passes over a rollout's transitions, in an order that rng draws; yields after each piece.
 
+        At the first optimiser step every ratio is 1. Later ones find the weights displaced, and where a step's variance
+        is small the gradient is many times as large; Adam's second moments would remember that for long, and learning
+        would stall. So no later gradient counts for more than the first, unless clipping is off.
+
         Raises TrainingDiverged on a NaN or infinite loss or gradient, which is not applied.
         """
         sums = Sums()
@@ -134,10 +138,10 @@ class Learner:
         sums.add(losses, surrogate, distance)
 
     def _apply(self, sums: Sums) -> None:
-        """One optimiser step with the gradient as it has been added up."""
+        """One optimiser step with the gradient as it has been added up, clipped."""
         self._scaler.unscale_(self._optimizer)
         parameters = list(self._policy.parameters.values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._options.max_gradient_norm or math.inf).item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._largest(sums)).item()
         loss = sums.told().loss
         overflown = self._scaler.is_enabled() and self._scaler.get_scale() > SMALLEST_SCALE
         if not math.isfinite(loss) or not (math.isfinite(norm) or overflown):
@@ -150,6 +154,11 @@ class Learner:
         self._optimizer.zero_grad()
         if math.isfinite(norm):
             sums.norms.append(norm)
+
+    def _largest(self, sums: Sums) -> float:
+        """Norm that the next gradient may have."""
+        most = self._options.max_gradient_norm
+        return min(most, *sums.norms[:1], math.inf) if most else math.inf
 
     # ------------------------------------------------------------ state
 

@@ -47,6 +47,8 @@ def test_nothing_to_compare_is_told_before_anything_is_started(tmp_path: Path, m
         ("market1501", "trainer.model={}", "query_split and gallery_split"),
         ("casia", "trainer.model.pairs=[]", r"trainer\.model\.pairs"),
         ("casia", "agent.tune_while_training=true", "agent.tune_while_training = false"),
+        ("casia", "agent.tune.activate=false", r"activate = true in \[agent.adapt\]"),
+        ("casia", "agent.adapt.activate=false", r"activate = true in \[agent.adapt\]"),
     ],
 )
 def test_identities_are_measured_on_something_and_weights_stay(

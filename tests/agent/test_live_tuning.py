@@ -24,12 +24,12 @@ from tests.ports import free_port
 
 SMALL = {
     "rollout": {"identities": 2, "samples": 2, "denoising_steps": 3, "batch_size": 4},
-    "guard": {"kl_ceiling": None, "diversity_floor": 0.0},
+    "guard": {"kl_ceiling": 0, "diversity_floor": 0.0},
     "features": "timm:test_resnet",
     "features_size": 32,
     "pretrained": False,
     "checkpoint_every": 1,
-    "grid_every": None,
+    "grid_every": 0,
 }
 LONG = TuneJob(name="tuned", steps=100_000, publish_every=2, activate=True, **SMALL)
 

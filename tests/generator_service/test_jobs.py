@@ -36,6 +36,15 @@ def test_events_tell_the_whole_story_in_order():
     assert record.job.created <= record.job.started <= record.job.finished
 
 
+def test_what_is_told_of_an_earlier_step_takes_nothing_back():
+    record = JobTable().create("tune", 9)
+    record.progress(5, 9, loss=0.5)
+    record.progress(4, 9, weights="better@1")
+    assert record.job.step == 5
+    record.succeed({})
+    assert [event.data["step"] for event in collect(record) if event.kind == "progress"] == [5, 4]
+
+
 def test_following_goes_on_after_a_seq_and_ends_at_once_after_the_last():
     record = finished_job(JobTable())
     assert [event.seq for event in collect(record, after=4)] == [5, 6]

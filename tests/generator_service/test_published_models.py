@@ -212,6 +212,8 @@ BAD = {
     "fetches": (described(options='{"pretrained": true}'), "pretrained"),
     "odd value": (described(options='{"img_size": {"a": 1}}'), "img_size"),
     "huge value": (described(options='{"img_size": 99999999}'), "img_size"),
+    "patch of 0": (save({}, card("test_vit", options={"patch_size": 0}).metadata()), "cannot build"),
+    "pool that is no text": (described(options='{"global_pool": 3}'), "cannot build"),
     "unknown option": (described(options='{"img_size": 32}'), "cannot build"),
     "missing": (published_file(change=without(STEM)), f"'{STEM}' is missing"),
     "too many": (published_file(change=replaced(more=torch.zeros(2))), "'more'.*left out"),
@@ -236,6 +238,15 @@ def test_a_bad_file_is_refused_and_leaves_nothing(store: PublishedModels, kind: 
 def test_a_bad_name_is_refused(store: PublishedModels, name: str):
     with pytest.raises(InvalidRequest, match="no name"):
         publish(store, published_file(), name)
+
+
+def test_there_are_only_so_many_names(store: PublishedModels, monkeypatch):
+    monkeypatch.setattr(published_models, "NAMES", 2)
+    for name in ("face", "hand", "face"):
+        publish(store, published_file(updates=len(store.list())), name)
+    with pytest.raises(InvalidRequest, match="names of published models are taken") as caught:
+        publish(store, published_file(), "foot")
+    assert caught.value.param == "name" and versions(store) == ["face@1", "face@2", "hand@1"]
 
 
 def test_checking_a_file_draws_no_random_numbers(store: PublishedModels):

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from protocol.entries import SampleBatch
 from tests.generator_service.language.tiny_language import save_blip2
 from tests.generator_service.tiny_sd import save_checkpoint
 from tests.ports import free_port
+from tests.system.people import write_market
 from trainer import books
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +74,13 @@ def shell(script: str, folder: Path, environment: dict[str, str]) -> str:
     return result.stdout + result.stderr
 
 
+def _set(settings: Iterable[str]) -> str:
+    return " ".join(f"--set {setting!r}" for setting in settings)
+
+
 def shortened(script: str) -> str:
     """The README's commands with a small run's settings; its address and environment become this test's."""
-    overrides = " ".join(f"--set {setting!r}" for setting in SHORT)
+    overrides = _set(SHORT)
     script = re.sub(r"(onthefly (?:up|serve|train) --config \S+)", rf"\1 {overrides}", script)
     script = re.sub(r"(onthefly (?:adapt|generate) )", rf"\1--url http://127.0.0.1:{PORT} ", script)
     return script.replace("8000", str(PORT))
@@ -83,7 +89,7 @@ def shortened(script: str) -> str:
 def test_every_block_is_run_here():
     """A block of a new kind, or one more, wants a test of its own."""
     kinds = [kind for kind, _ in BLOCKS if kind != "text"]
-    assert kinds == [*["sh"] * 2, "toml", "sh", "toml", "sh", "python", "sh", *["python"] * 2, "sh"]
+    assert kinds == [*["sh"] * 2, *["toml", "sh"] * 3, "python", "sh", *["python"] * 2, "sh"]
 
 
 def test_nothing_is_left_to_fill_in():
@@ -135,7 +141,7 @@ def test_stable_diffusion(folder: Path, environment: dict[str, str]):
         "trainer.model={model = 'small_cnn', image_size = 16}",
     ]
     environment.pop("ONTHEFLY_BROKER_URL")
-    overrides = " ".join(f"--set {setting!r}" for setting in small if not setting.startswith("generator.dit"))
+    overrides = _set(setting for setting in small if not setting.startswith("generator.dit"))
     script = one("sh", "onthefly caption").replace("photos.toml", f"photos.toml {overrides}")
     shell(script, folder, environment)
     listed = [json.loads(line) for line in (folder / "pets/train/metadata.jsonl").read_text().splitlines()]
@@ -147,6 +153,37 @@ def test_stable_diffusion(folder: Path, environment: dict[str, str]):
     assert {(sample.weights.name, sample.prompt_by) for sample in samples} == {("pets", "template")}
     assert all(sample.prompt.startswith(f"a photo of {sample.class_name}") for sample in samples)
     assert len({sample.prompt for sample in samples}) > len(samples) / 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_identities(tmp_path: Path, environment: dict[str, str]):
+    """With the embedded generator and small models: adapted, tuned, trained with and looked into for privacy."""
+    (tmp_path / "people.toml").write_text(one("toml", "# people.toml"))
+    write_market(tmp_path / "people", learnt=4, searched=3)
+    small = [
+        *SHORT,
+        "generator.dit.checkpoint=embedded",
+        "generator.dit.dtype=float32",
+        "agent.images_per_sample=2",
+        "agent.tune.steps=4",
+        "agent.tune.publish_every=2",
+        "agent.tune.rollout={identities = 2, samples = 2, denoising_steps = 3}",
+        "agent.tune.features=timm:test_resnet",
+        "agent.tune.pretrained=false",
+        "trainer.model.model=timm:test_resnet",
+        "trainer.model.pretrained=false",
+        "trainer.model.image_size=[32, 16]",
+    ]
+    environment.pop("ONTHEFLY_BROKER_URL")
+    script = one("sh", "trainer.privacy").replace("people.toml", f"people.toml {_set(small)}")
+    shell(script.replace("--held-out gallery", "--held-out gallery --features pixels"), tmp_path, environment)
+    assert books.open_books(tmp_path / "runs" / "people", None).balanced
+    paths = (tmp_path / "runs" / "people" / "batches").glob("*.json")
+    batches = [SampleBatch.model_validate_json(path.read_bytes()) for path in paths]
+    assert {batch.weights.name for batch in batches} == {"people-tuned"}
+    assert json.loads((tmp_path / "runs" / "people" / "summary.json").read_text())["headline"] == "mAP"
+    assert "<html" in (tmp_path / "privacy.html").read_text()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from agent.planner import PlannerConfig, plan
+from protocol import config
 from protocol.broker import EmbeddedBroker, connect
 from protocol.bus import Bus, BusConfig
 from protocol.client import GeneratorClient
@@ -23,10 +24,11 @@ from protocol.messages import Feedback, FeedbackAccepted, MarginalSample, Weight
 from tests.trainer.test_durable import FULL, needs_full_device
 from tests.trainer.test_pool import make_batch
 from trainer import record
+from trainer.books import open_books
 from trainer.feed import ATTEMPTS, Feed
 from trainer.journal import Journal
 from trainer.pool import Pool
-from trainer.settings import ServiceConfig
+from trainer.settings import ServiceConfig, TrainerConfig
 
 WEIGHTS = WeightsRef(name="w", version=1, digest="d")
 
@@ -62,13 +64,15 @@ class Generator:
         reply = self.bus.publish_plan("r", feedback.feedback, feedback.fingerprint(), units, {}, reply)
         return httpx.Response(202, json=reply.model_dump())
 
-    def work(self, block_s: float = 5.0, weights: WeightsRef = WEIGHTS) -> WorkUnit:
-        """Answer one unit, with samples of these weights."""
+    def work(self, block_s: float = 5.0, weights: WeightsRef = WEIGHTS, **of_samples: object) -> WorkUnit:
+        """Answer one unit, with samples of these weights, and with these fields."""
         delivery = self.bus.claim_work("g", block_s)
         assert delivery is not None
         unit = delivery.message
         batch, data = make_batch(unit.feedback, unit.unit, unit.units, [unit.rows[0].source_id])
-        filled = batch.model_dump() | {"unit_id": unit.id, "run": unit.run, "weights": weights}
+        samples = [sample.model_copy(update=of_samples) for sample in batch.samples]
+        filled = batch.model_copy(update={"samples": samples}).model_dump()
+        filled |= {"unit_id": unit.id, "run": unit.run, "weights": weights}
         self.bus.finish_work(delivery, SampleBatch.model_validate(filled), data)
         return unit
 
@@ -365,3 +369,23 @@ def test_samples_of_other_weights_than_promised_are_refused_and_asked_for_again(
         assert generator.work().weights == WEIGHTS
         wait_until(lambda: feed.pool.unused == 1)
     assert "made with w@2, and w@1 was promised" in (tmp_path / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("fields", [{"label": 1}, {"label": 7, "class_name": "new"}, {"source_id": "stranger"}])
+def test_samples_of_another_identity_are_asked_for_again_and_at_last_given_up(
+    tmp_path: Path, broker: str, make_feed, generator: Generator, fields: dict
+):
+    with make_feed() as feed:
+        feed.post(question(0, sources=2))
+        generator.work()
+        for attempt in range(1, ATTEMPTS + 1):
+            generator.work(**fields)
+            wait_until(lambda attempt=attempt: events(tmp_path) == ["wrong_identity"] * attempt)
+        assert [candidate.sample.source_id for candidate in feed.take(0)] == ["s0"]
+    (dead,) = generator.bus.dead.newest().data
+    assert dead.letter.problem["error"]["code"] == "wrong_identity"
+    settings = {"run": "r", "mode": "sync", "dataset": {"root": tmp_path}}
+    config.write_resolved({"trainer": TrainerConfig.model_validate(settings)}, tmp_path / "settings.toml")
+    books = open_books(tmp_path, broker)
+    assert (books.fates["dead"], books.fates["unused"], books.outstanding) == (1, 1, {})
+    assert (books.requested, books.problems) == (2, [])

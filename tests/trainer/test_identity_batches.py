@@ -103,7 +103,14 @@ def test_what_holds_of_every_epoch(counts: list[tuple[int, int]], each: int, ide
     assert groups <= total <= groups + number  # about once
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 10, "images_per_identity": 4}, {"images_per_identity": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 10, "images_per_identity": 4},
+        {"images_per_identity": 1},
+        {"batch_size": 4, "images_per_identity": 4},  # one identity alone
+    ],
+)
 def test_batches_that_cannot_be_are_refused(tmp_path, wrong: dict):
     with pytest.raises(ValidationError, match="images_per_identity"):
         TrainerConfig.model_validate({"dataset": {"root": tmp_path}} | wrong)

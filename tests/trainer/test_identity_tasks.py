@@ -18,7 +18,7 @@ from trainer.losses.triplet import batch_hard_triplet
 from trainer.selection.lookahead import lookahead_scores
 from trainer.selection.vog import vog
 from trainer.tasks.face import Face, FaceConfig
-from trainer.tasks.identity import Mirrored
+from trainer.tasks.identity import CosineHead, Mirrored
 from trainer.tasks.reid import Reid, ReidConfig
 
 CLASSES = ["ann", "bob", "cyd", "dan"]
@@ -116,6 +116,14 @@ def test_the_margin_is_off_when_predicting():
     torch.testing.assert_close(task.predict(model, x), 16 * cosines)
     shifted = cosines - 0.5 * F.one_hot(y, 4)
     torch.testing.assert_close(task.losses((features, cosines), y), F.cross_entropy(16 * shifted, y, reduction="none"))
+
+
+def test_cosines_are_as_exact_under_autocast():
+    torch.manual_seed(0)
+    head, x = CosineHead(24, 4), torch.randn(8, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cosines = head(x)
+    torch.testing.assert_close(cosines, F.cosine_similarity(x[:, None], head.weight[None], dim=2), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "size"), [("resnet18", (64, 32)), ("vit_tiny_patch16_224", (64, 32))])

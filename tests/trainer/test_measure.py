@@ -200,6 +200,28 @@ def test_only_the_weights_that_made_samples_count(tmp_path: Path, data: DatasetC
     assert device_hours(Record.open(run.folder))["adapt"] == pytest.approx((72 + 9) / 3600)
 
 
+def test_what_weights_were_made_from_counts_once(tmp_path: Path, data: DatasetConfig):
+    """A job tunes what was cold-started, publishes on its way, and is done; then another one like it."""
+    cold = info("cold", 1, seconds=60.0, recipe="c")
+
+    def tuned(version: int, seconds: float, recipe: str, part: bool) -> WeightsInfo:
+        told = {"part_of": {"recipe": recipe, "step": version}} if part else {"recipe": recipe}
+        return info("t", version, seconds=seconds, **told).model_copy(update={"base": "cold@1"})
+
+    first = [tuned(1, 10.0, "x", True), tuned(3, 25.0, "x", True), tuned(4, 27.0, "x", False)]
+    again = [tuned(2, 5.0, "y", True), tuned(5, 8.0, "x", True)]  # another job between, and the first once more
+    service = Service(cold, *first, *again)
+
+    def seconds(*versions: int) -> float:
+        run = RunFolder(tmp_path / "-".join(map(str, versions)), Dataset.open(data), data)
+        for number in range(len(versions)):  # told at every start
+            adaptation.note(service, [ref("t", version) for version in versions[: number + 1]], run.folder)
+        return 3600 * device_hours(Record.open(run.folder))["adapt"]
+
+    assert [seconds(1), seconds(1, 3), seconds(3), seconds(4)] == pytest.approx([70.0, 85.0, 85.0, 87.0])
+    assert [seconds(2, 4), seconds(5), seconds(4, 5)] == pytest.approx([92.0, 68.0, 95.0])
+
+
 @pytest.mark.parametrize("used", [[], [ref("a", 1)]], ids=["nothing made", "service away"])
 def test_without_an_answer_adapting_is_not_known(tmp_path: Path, data: DatasetConfig, used: list[WeightsRef]):
     run = RunFolder(tmp_path / "run", Dataset.open(data), data)

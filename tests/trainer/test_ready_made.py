@@ -11,11 +11,13 @@ import pytest
 
 from protocol.dataset import DatasetConfig
 from protocol.errors import ConfigError
+from protocol.messages import WeightsRef
 from tests.trainer.run_folder import RunFolder, write_dataset
 from trainer import ready_made
 from trainer.folder import check_made_for
 from trainer.metrics.device_hours import read_adaptation, write_adaptation
 from trainer.pool import Pool, images
+from trainer.record import Record
 from trainer.settings import TrainerConfig
 
 DIGEST = "of the real samples"
@@ -80,12 +82,16 @@ def test_it_is_taken_over_once_and_outlives_the_other_run(
 
 
 def test_what_adapting_its_weights_took_comes_along(whole: RunFolder, tmp_path: Path):
-    write_adaptation(whole.folder, {"prior@1": 36.0, "later@2": 9.0})  # the latter made none of the pool
+    write_adaptation(whole.folder, {"base@1": 50.0, "prior@1": 36.0, "later@2": 9.0})
+    first, later = Record.open(whole.folder).batches[0], WeightsRef(name="later", version=2, digest="d")
+    samples = [first.samples[0].model_copy(update={"id": "other", "weights": later})]
+    asked_later = first.model_copy(update={"feedback": 1, "weights": later, "samples": samples})
+    (whole.folder / "batches" / "000001-000000.json").write_text(asked_later.model_dump_json())
     ready_made.take_over(taking(whole), DIGEST)
     own = tmp_path / "runs" / "second"
-    assert read_adaptation(own) == {"prior@1": 36.0}
+    assert read_adaptation(own) == {"base@1": 50.0, "prior@1": 36.0}  # the pool's, and what they were made from
     write_adaptation(own, {"later@3": 1.0})  # what the run itself learns comes to it
-    assert read_adaptation(own) == {"prior@1": 36.0, "later@3": 1.0}
+    assert read_adaptation(own) == {"base@1": 50.0, "prior@1": 36.0, "later@3": 1.0}
 
 
 def test_one_cut_short_is_taken_over_whole(whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,10 +16,13 @@ from protocol.dataset import Dataset, DatasetConfig
 from protocol.messages import Feedback
 from tests.trainer.run_folder import RunFolder, write_dataset, write_run
 from trainer.metrics import feature_file, features
+from trainer.metrics.device_hours import device_hours
 from trainer.record import Record
 from trainer.report import figures, paper
 from trainer.report.__main__ import main
 from trainer.report.page import page
+from trainer.report.style import CSS
+from trainer.report.svg import COLOURS
 from trainer.summary import summary_of
 
 VOID = {"meta", "img", "br"}
@@ -276,6 +279,19 @@ def test_the_timeline_is_to_scale(standard: tuple[RunFolder, str]):
     assert seconds(lanes) == pytest.approx([3, 9, 13, 19, 23, 29, 33, 39], abs=0.05)
     batches = [bar for bar in generated if bar[1] - bar[0] > 1.5 * second]
     assert seconds(batches) == pytest.approx([12, 18, 21.5, 28, 26, 30, 32, 34], abs=0.05)
+
+
+def test_every_activity_of_a_trainer_is_on_the_timeline(tmp_path: Path, data: DatasetConfig):
+    """And what it cost is counted."""
+    run = RunFolder(tmp_path / "run", Dataset.open(data), data)
+    for number, what in enumerate(figures.ACTIVITIES):
+        run.trainer(what, number, number + 0.5, 0)
+    record = Record.open(run.folder)
+    chart = figures.timeline(record)
+    assert [what for what, name in figures.ACTIVITIES.items() if f">{name}<" not in chart] == []
+    assert device_hours(record) == dict.fromkeys(figures.ACTIVITIES, pytest.approx(0.5 / 3600))
+    style = COLOURS.keys() | figures.ACTIVITIES.keys()
+    assert all(CSS.count(f"--{name}:") >= 2 for name in style)  # light and dark
 
 
 # ---------------------------------------------------------------- what the paper measures

@@ -65,6 +65,18 @@ def test_a_run_on_identities_is_told_by_its_map(tmp_path: Path, data: DatasetCon
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({}, "40 queries, pictures by a query's own camera passed over; 2 more have no match that another camera took"),
+        ({"camera_exclusion": False}, "40 queries, whatever camera took a picture; 2 more have no match, and are left"),
+    ],
+)
+def test_the_protocol_is_told(tmp_path: Path, data: DatasetConfig, model: dict, told: str):
+    run = identities(tmp_path / "ours", data, 0.5, model=model)
+    assert told in (identity.section(Record.open(run.folder), []) or "")
+
+
 def test_the_cmc_curve_is_to_scale(tmp_path: Path, data: DatasetConfig):
     chart = identity.cmc([Record.open(identities(tmp_path / "ours", data, 0.5).folder)])
     (line,) = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--test\)[^>]*stroke-linecap: square', chart)[:1]

@@ -73,6 +73,40 @@ def test_metrics_older_than_the_similarity_filter_are_read(tmp_path: Path, data:
     assert books.balance(Record.open(made.folder)).problems == []
 
 
+# ---------------------------------------------------------------- what it is measured on
+
+
+def test_pairs_that_were_moved_are_the_same_pairs(tmp_path: Path, data: DatasetConfig):
+    """But others, or another model, are not."""
+    pictures = sorted(path.name for path in (data.root / "train" / "cat").iterdir())[:4]
+    rows = [f"{pictures[0]},{pictures[1]},1,0", f"{pictures[0]},{pictures[2]},0,0"]
+    rows += [f"{pictures[1]},{pictures[2]},1,1", f"{pictures[1]},{pictures[3]},0,1"]
+    for place in ("here", "there"):
+        shutil.copytree(data.root / "train" / "cat", tmp_path / place)
+        (tmp_path / place / "pairs.csv").write_text("\n".join(["first,second,same,fold", *rows]))
+
+    def face(place: str, name: str = "mine", **model: object) -> TrainerConfig:
+        pairs = {"name": name, "layout": "csv", "root": str(tmp_path / place), "links_to": [str(tmp_path)]}
+        plain = {"model": "small_cnn", "image_size": [8, 8], "embedding": 4, "pairs": [pairs]}
+        return settings(tmp_path, data, task="face", iterations=1, model=plain | model)
+
+    first = trained(face("here"))
+    with open_run(face("there"), QueueConfig()) as (resumed, _):
+        assert resumed.at.iteration == 1
+        assert torch.equal(resumed.model.head.weight, first.model.head.weight)
+    for other in (face("there", name="other"), face("there", embedding=6), face("there", scale=8.0)):
+        with pytest.raises(ConfigError, match="holds a run with another model"), open_run(other, QueueConfig()):
+            raise AssertionError("it was opened")
+
+
+def test_how_many_are_learnt_says_nothing_of_how_many_are_looked_at(tmp_path: Path, data: DatasetConfig):
+    shutil.copytree(data.root / "train", data.root / "test")
+    few = data.model_copy(update={"max_per_class": 2})
+    with open_run(settings(tmp_path, few, test_split="test"), QueueConfig()) as (run, _):
+        assert run.real.labels.bincount().tolist() == [2, 2]
+        assert len(run.test) == len(Dataset.open(data)) > 4
+
+
 # ---------------------------------------------------------------- learnt thresholds
 
 

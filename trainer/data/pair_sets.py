@@ -39,9 +39,7 @@ class PairsConfig(BaseModel):
     name: str = Field(min_length=1)  # in tables and charts
     layout: Literal["lfw", "agedb-30", "cfp-fp", "calfw", "cplfw", "rfw", "csv"]
     root: Path  # folder of the set, or of its pictures where the list is named
-    pairs: Path | None = (
-        None  # list of pairs, or the folder it is in; None: at its published place in root or beside it
-    )
+    pairs: Path | None = None  # list of pairs, or the folder it is in; None: its published place, in root or beside it
     group: Group | None = None  # "rfw" only, which has one list for each
     links_to: list[Path] = []  # folders outside root that symbolic links in it may lead to
 

@@ -14,16 +14,18 @@ from trainer.record import Record, Row
 from trainer.spans import length, spans
 
 STAGES = {  # in the order of the work, and how they are called
-    "adapt": "adapting the generator",
+    "adapt": "adapting the generator",  # and tuning it
     "caption": "perturbing captions",
     "generate": "generating",
     "score": "scoring real samples",
     "wait": "waiting for samples",
+    "privacy": "nearness to real samples",
     "vog": "variance of gradients",
     "similarity": "similarity to real samples",
     "train": "training",
     "evaluate": "evaluating",
     "save": "saving",
+    "publish": "publishing the model",
 }
 ADAPTATION = "adaptation.json"
 
@@ -32,7 +34,8 @@ def device_hours(record: Record) -> dict[str, float]:
     """Stage -> device hours; without those of which nothing is known.
 
     A trainer's stage counts on each of its devices, waiting included; generating and perturbing captions count on each
-    worker. Adapting counts once for each weight set that made this run's samples, although other runs may use it too.
+    worker. Adapting counts once for each weight set that made this run's samples, or that such a one was made from,
+    although other runs may use it too.
     """
     seconds: dict[str, float] = defaultdict(float)
     devices = record.metrics[-1].get("devices", 1) if record.metrics else 1

@@ -71,21 +71,9 @@ def _examine(options: argparse.Namespace) -> Assessment:
         return report.write(subject.of_run(record, options.held_out), options.features, chosen, options.out)
     title = options.title or options.samples.name
     settings = config.load(options.config, options.set)
-    found = subject.of_samples(options.samples, title, dataset_of(settings), options.held_out)
-    return report.write(found, options.features, chosen, options.out)
-
-
-def dataset_of(settings: config.Settings) -> DatasetConfig:
-    """The images that the service of these settings learns from. Raises ConfigError."""
     config.check_tables(settings, config.TABLES)
-    for table in ("generator", "trainer"):
-        if "dataset" in settings.get(table, {}):
-            return config.section({f"{table}.dataset": settings[table]["dataset"]}, f"{table}.dataset", DatasetConfig)
-    raise ConfigError(
-        f"{settings.source} names no dataset: give the service's settings with --config, with a table "
-        "[generator.dataset] or [trainer.dataset]",
-        param="config",
-    )
+    found = subject.of_samples(options.samples, title, DatasetConfig.of_service(settings), options.held_out)
+    return report.write(found, options.features, chosen, options.out)
 
 
 if __name__ == "__main__":

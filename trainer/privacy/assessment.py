@@ -27,12 +27,9 @@ PARTS = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 class Options(BaseModel):
-    quantile: float = Field(
-        default=0.05, gt=0.0, lt=1.0
-    )  # of the held-out images' distances: as near as this is called close
-    near_copy: float = Field(
-        default=0.02, ge=0.0, le=1.0
-    )  # RMS difference of pixels up to which a sample is a near copy; the service's default
+    quantile: float = Field(default=0.05, gt=0.0, lt=1.0)  # of the held-out images' distances: so near is called close
+    near_copy: float = Field(default=0.02, ge=0.0, le=1.0)  # RMS difference of pixels up to which a sample is a near
+    # copy; the service's default
     seed: int = Field(default=0, ge=0, lt=2**63)  # of the images drawn for membership inference, and of the bootstrap
 
 

@@ -46,8 +46,8 @@ class Space:
 
 
 def small(frame: Frame) -> Frame:
-    """The size that pixels are compared at, for images of this one."""
-    return Frame(min(frame.height, SMALL), min(frame.width, SMALL), frame.crop)
+    """The size that pixels are compared at, for images of this one: stretched to it, as generators learn them."""
+    return Frame(min(frame.height, SMALL), min(frame.width, SMALL), crop=False)
 
 
 def pixels(frame: Frame) -> Space:

@@ -27,6 +27,7 @@ ACTIVITIES = {  # the trainer's, in the order of an iteration, and how the legen
     "train": "train",
     "evaluate": "evaluate",
     "save": "save",
+    "publish": "publish the model",
 }
 
 

@@ -27,7 +27,7 @@ def section(record: Record, baselines: Sequence[Record]) -> str | None:
     runs = [*baselines, record]
     last = _last(record)
     if "mAP" in last:
-        return f'<div class="charts">{_card(cmc(runs))}{_table(_retrieval(runs), runs)}</div>{_unanswered(last)}'
+        return f'<div class="charts">{_card(cmc(runs))}{_table(_retrieval(runs), runs)}</div>{_asked(record, last)}'
     if "verification" in last:
         parts = _table(_sets(runs), runs, "Accuracy of verification over ten folds, ± standard deviation of a fold.")
         groups = _groups(runs)
@@ -63,11 +63,14 @@ def _retrieval(runs: Sequence[Record]) -> dict[str, list[str]]:
     return {name: [percent(_last(run).get(field)) for run in runs] for field, name in RANKS.items()}
 
 
-def _unanswered(last: Mapping[str, Any]) -> str:
+def _asked(record: Record, last: Mapping[str, Any]) -> str:
+    """How many queries there were, and by which protocol."""
     told = f"{last['queries']} queries" if "queries" in last else "Queries"
-    without = last.get("queries_without_match", 0)
-    left = f"; {without} more have no match that another camera took, and are left out" if without else ""
-    return f'<p class="note">{told}, pictures by a query\'s own camera passed over{left}.</p>'
+    excluded = record.config.model.get("camera_exclusion", True)
+    told += ", pictures by a query's own camera passed over" if excluded else ", whatever camera took a picture"
+    without, by = last.get("queries_without_match", 0), " that another camera took" if excluded else ""
+    left = f"; {without} more have no match{by}, and are left out" if without else ""
+    return f'<p class="note">{told}{left}.</p>'
 
 
 def _sets(runs: Sequence[Record]) -> dict[str, list[str]]:

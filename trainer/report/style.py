@@ -7,7 +7,7 @@ CSS = """
   --real: #2f6fb3; --synthetic: #d9722b; --test: #12a17c; --good: #12805f; --bad: #7a2048;
   --score: #b9a3e3; --wait: #ecd97e; --vog: #a3246a; --similarity: #a3246a; --train: #2f6fb3; --evaluate: #8cc6ea;
   --save: #5f6670; --generate: #d9722b; --adapt: #4b2d73;
-  --caption: #1f8f8a; --privacy: #a8741a;
+  --caption: #1f8f8a; --privacy: #a8741a; --publish: #6b7f1f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -15,7 +15,7 @@ CSS = """
     --real: #6ba8e5; --synthetic: #f09a56; --test: #4fc3a1; --good: #4fc3a1; --bad: #cc3d5c;
     --score: #c3b2f0; --wait: #ecd97e; --vog: #e05fa0; --similarity: #e05fa0; --train: #4f8fd0; --evaluate: #a3d2ee;
     --save: #8c95a1; --generate: #f09a56; --adapt: #7d5cb3;
-    --caption: #59c2bd; --privacy: #d9a441;
+    --caption: #59c2bd; --privacy: #d9a441; --publish: #aabf4f;
   }
 }
 * { box-sizing: border-box; }

@@ -42,6 +42,7 @@ COLOURS = {
             "similarity",
             "caption",
             "privacy",
+            "publish",
         ),
         start=1,
     )

@@ -1,7 +1,7 @@
 """Which weight sets made a run's samples, and what became of those of each: the generator may be tuned while the model
 trains, and its weights exchanged.
 
-Knows a run's record. Nothing here is counted by anybody else, so that it checks what the service promises.
+Knows a run's record. Each sample is counted by its own record of the weights that made it, whatever its batch says.
 """
 
 from __future__ import annotations

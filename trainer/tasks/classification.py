@@ -94,9 +94,10 @@ class Classification(ImageTask):
         """
         if not config.test_split:
             return None
-        labels = {"split": config.test_split, "classes": list(dataset.classes)}  # the same label means the same class
+        # a label means the same class; how many are learnt says nothing of how many are looked at
+        differs = {"split": config.test_split, "classes": list(dataset.classes), "max_per_class": None}
         try:
-            test = Dataset.open(config.dataset.model_copy(update=labels))
+            test = Dataset.open(config.dataset.model_copy(update=differs))
         except DatasetError as error:
             raise DatasetError(
                 f'{error.message} (trainer.test_split = "{config.test_split}"; set it to "" when nothing is held out)'

@@ -64,8 +64,9 @@ class CosineHead(nn.Module):
         nn.init.normal_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C] of x [B, D]."""
-        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+        """[B, C] of x [B, D], in float32 under autocast too: a scale of 64 would make 0.25 of bfloat16's last digit."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(F.normalize(x.float(), dim=1), F.normalize(self.weight.float(), dim=1))
 
 
 class Mirrored:

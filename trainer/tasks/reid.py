@@ -87,7 +87,10 @@ class Reid(IdentityTask):
         return EmbeddingNetwork(backbone, neck, head)
 
     def losses(self, outputs: Outputs, y: Tensor) -> Tensor:
-        """Identity loss [B] of features [B, D] and logits [B, C]: what lookahead compares in RL-identity eq. 12."""
+        """Identity loss [B] of features [B, D] and logits [B, C]: what lookahead compares in RL-identity eq. 12.
+
+        Hard positives and negatives are looked for among these rows: of several processes, each looks among its own.
+        """
         features, logits = outputs
         losses = cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
         if self.config.triplet_weight:

@@ -32,7 +32,7 @@ def test_the_ceiling(kl):
     (finding,) = guard.check(seen(kl=kl))
     assert (finding.kind, finding.breach) == ("kl", True)
     assert f"{kl:.3g}" in finding.message and "ceiling of 0.1" in finding.message
-    assert Guard(GuardOptions(kl_ceiling=None)).check(seen(kl=kl)) == []
+    assert Guard(GuardOptions(kl_ceiling=0)).check(seen(kl=kl)) == []
 
 
 @pytest.mark.parametrize("apart", [0.39, 0.0, math.nan])

@@ -395,15 +395,16 @@ def test_options_out_of_range_are_named(reward, options):
 def test_unknown_options_are_refused_by_name():
     for name in registry.REWARDS:
         reward = registry.load(registry.REWARDS, name)
-        check_options(reward, {})
+        check_options(name, reward, {})
         with pytest.raises(InvalidRequest, match=rf"reward {name} has no option 'bandwith'") as caught:
-            check_options(reward, {"bandwith": 1.0})
+            check_options(name, reward, {"bandwith": 1.0})
         assert caught.value.param == f"rewards.{name}"
-    check_options(coverage, {"sigma": 1.0, "alpha": 1.0})
-    with pytest.raises(InvalidRequest, match="use sigma, alpha"):
-        check_options(coverage, {"tau": 1.0})
+    check_options("mine", coverage, {"sigma": 1.0, "alpha": 1.0})
+    with pytest.raises(InvalidRequest, match="reward mine has no option 'tau': use sigma, alpha") as caught:
+        check_options("mine", coverage, {"tau": 1.0})
+    assert caught.value.param == "rewards.mine"  # as it is registered, whatever the function is called
     with pytest.raises(InvalidRequest, match="it has none"):
-        check_options(semantic, {"sigma": 1.0})
+        check_options("mine", semantic, {"sigma": 1.0})
 
 
 @pytest.mark.parametrize("name", registry.REWARDS)
@@ -411,7 +412,7 @@ def test_every_registered_reward_takes_the_default_job(name):
     """Its options are its own, and it gives something to learn from."""
     reward = registry.load(registry.REWARDS, name)
     term = TuneJob(name="x").rewards.get(name, RewardTerm(weight=1.0))
-    check_options(reward, term.options)
+    check_options(name, reward, term.options)
     generated, bank = random_case()
     measured = measure({name: partial(reward, **term.options)}, {name: term.weight}, generated, bank)
     assert measured.total.shape == (16,) and measured.total.abs().max() <= 1 and measured.total.std() > 0

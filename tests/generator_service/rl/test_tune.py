@@ -28,7 +28,7 @@ from tests.generator_service.published_file import published_file
 from tests.generator_service.rl.tiny_policy import checkpoint, job
 from tests.generator_service.tiny_dit import CLASSES, class_embedding, full, open_backend
 
-SMALL = {"features": "timm:test_resnet", "features_size": 32, "checkpoint_every": None, "grid_every": None, "steps": 3}
+SMALL = {"features": "timm:test_resnet", "features_size": 32, "checkpoint_every": 0, "grid_every": 0, "steps": 3}
 ROWS = [Row(seed=1, label=2, guidance_scale=1.0)]
 
 
@@ -136,7 +136,7 @@ class Run:
 @pytest.mark.parametrize("parameters", ["lora", "full"])
 def test_the_result_is_a_weight_set_that_the_backend_serves(backend, tmp_path, parameters):
     before = backend.generate(full(backend), ROWS, Sampling(3, "ddim"))
-    options = {"policy": {"parameters": parameters}, "update": {"learning_rate": 0.05}, "guard": {"kl_ceiling": None}}
+    options = {"policy": {"parameters": parameters}, "update": {"learning_rate": 0.05}, "guard": {"kl_ceiling": 0}}
     run = Run(backend, tmp_path, job(**SMALL, **options)).to_end()
     ref = WeightsRef(name="tuned", version=1, digest="tuned")
     made = WeightSet(ref, "dit", run.kind, full(backend), CLASSES, run.folder, metadata=run.metadata)
@@ -269,11 +269,24 @@ def test_rewards_follow_the_model_that_a_trainer_publishes(backend, tmp_path):
     assert 2 not in [model.version for model in run.published.list()]  # nobody needs it any more
 
 
+def test_without_checkpoints_no_older_version_is_held(backend, tmp_path):
+    options = {"features": "published:judge", "features_size": None, "checkpoint_every": 0}
+    run = Run(backend, tmp_path, job(**SMALL | options))
+    publish(run.published, tmp_path, seed=1)
+    for progress in run:
+        if progress.loss is not None:
+            pins = list(run.published.root.rglob("*.pin"))
+            assert [pin.parent.name for pin in pins] == [str(progress.step)]
+            publish(run.published, tmp_path, seed=progress.step + 1)
+    assert list(run.published.root.rglob("*.pin")) == []
+
+
 # ---------------------------------------------------------------- published on the way
 
 
 def test_sets_are_published_on_the_way_and_tell_where_they_are_from(backend, tmp_path):
-    run = Run(backend, tmp_path, job(**SMALL | {"publish_every": 2, "steps": 4}, update={"learning_rate": 0.05}))
+    options = {"update": {"learning_rate": 0.05}, "guard": {"kl_ceiling": 0}}
+    run = Run(backend, tmp_path, job(**SMALL | {"publish_every": 2, "steps": 4}, **options))
     found = {}
     for progress in run:
         if progress.made:
@@ -291,6 +304,30 @@ def test_a_set_that_nobody_took_is_told_again(backend, tmp_path):
     resumed = Run(backend, tmp_path, wanted).to_end()
     assert [made.metadata["step"] for made in cut.made] == [1, 2]
     assert [made.metadata["step"] for made in resumed.made] == [1, 2, 3] and resumed.progress[0].step == 3
+
+
+def test_what_is_published_on_the_way_are_the_last_good_weights(backend, tmp_path):
+    """Not those of the last update, of which nobody has seen a sample: here each is too far from the base."""
+    guard = {"kl_ceiling": 1e-6, "on_breach": "rollback", "rollbacks": 2}
+    options = SMALL | {"steps": 20, "guard": guard, "update": {"learning_rate": 0.04}}
+    run = Run(backend, tmp_path / "a", job(**options | {"publish_every": 1}))
+    for progress in run:
+        if progress.made:
+            tensors = load_file(progress.made.folder / "transformer_lora.safetensors")
+            assert all((value == 0).all() for name, value in tensors.items() if "lora_B" in name)
+    assert [made.metadata["step"] for made in run.made] == [1, 2, 3, 4, 5]
+    straight = Run(backend, tmp_path / "b", job(**options)).to_end()
+    assert straight.told("kl") == run.told("kl")  # it is not disturbed by that
+
+
+def test_a_set_is_not_written_anew_while_somebody_publishes_it(backend, tmp_path):
+    """A resumed job tells of it, and comes by its step again."""
+    wanted = job(**SMALL | {"publish_every": 1, "checkpoint_every": 2, "steps": 4})
+    Run(backend, tmp_path, wanted).to_step(3, made=True)
+    third = tmp_path / ".unfinished-1" / "set-0000003"
+    before = third.stat().st_ino
+    resumed = Run(backend, tmp_path, wanted).to_end()
+    assert [made.metadata["step"] for made in resumed.made] == [1, 2, 3] and third.stat().st_ino == before
 
 
 def test_without_room_for_a_set_it_goes_on(backend, tmp_path, monkeypatch, caplog):
@@ -369,8 +406,8 @@ def test_one_sample_of_an_identity_has_no_diversity(backend, tmp_path):
 
 
 def test_divergence_ends_it_with_a_named_error(backend, tmp_path):
-    update = {"learning_rate": 1.0, "max_gradient_norm": None, "optimizer_steps": 3, "epochs": 5, "clip": 1e30}
-    wanted = job(**SMALL | {"steps": 300}, policy={"parameters": "full"}, update=update, guard={"kl_ceiling": None})
+    update = {"learning_rate": 1.0, "max_gradient_norm": 0, "optimizer_steps": 3, "epochs": 5, "clip": 1e30}
+    wanted = job(**SMALL | {"steps": 300}, policy={"parameters": "full"}, update=update, guard={"kl_ceiling": 0})
     with pytest.raises(TrainingDiverged, match=r"lower update\.learning_rate"):
         Run(backend, tmp_path, wanted).to_end()
     assert backend.generate(full(backend), ROWS, Sampling(1, "ddim")).shape == (1, 8, 8, 3)

@@ -16,7 +16,7 @@ from generator_service import jobs
 from generator_service.rl.rewards import Bank, Generated
 from generator_service.service import Service
 from generator_service.settings import GeneratorConfig
-from protocol.errors import BrokerUnavailable
+from protocol.errors import BrokerUnavailable, DiskFull
 from tests.generator_service.tiny_service import make_service, served, started
 
 TUNE = {
@@ -26,7 +26,7 @@ TUNE = {
     "steps": 4,
     "rollout": {"identities": 3, "samples": 2, "denoising_steps": 3, "batch_size": 4},
     "update": {"batch_size": 4, "learning_rate": 0.05},
-    "guard": {"kl_ceiling": None},
+    "guard": {"kl_ceiling": 0},
     "features": "timm:test_resnet",
     "features_size": 32,
     "pretrained": False,
@@ -142,7 +142,7 @@ def test_without_a_base_it_starts_from_what_is_active(client):
 
 def test_requests_are_served_while_it_goes_on(client, service):
     before = image(client)
-    job = begin(client, steps=10_000, checkpoint_every=None)
+    job = begin(client, steps=10_000, checkpoint_every=0)
     with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
         next(line for line in stream.iter_lines() if '"loss"' in line)
     reached = client.get(f"/v1/jobs/{job}").json()["step"]
@@ -248,7 +248,7 @@ def test_a_job_that_fails_leaves_its_last_published_weights_served(client):
 
 
 def test_divergence_ends_the_job_with_its_name_and_the_service_goes_on(client):
-    update = {"learning_rate": 1.0, "max_gradient_norm": None, "epochs": 5, "optimizer_steps": 3, "clip": 1e30}
+    update = {"learning_rate": 1.0, "max_gradient_norm": 0, "epochs": 5, "optimizer_steps": 3, "clip": 1e30}
     before = image(client)
     job = ended(client, begin(client, steps=300, update=update, policy={"parameters": "full"}))
     assert job["status"] == "failed" and job["problem"]["error"]["code"] == "training_diverged"
@@ -268,6 +268,32 @@ def test_a_broker_that_is_away_delays_the_swap_and_not_the_tuning(client, servic
     job = ended(client, begin(client, publish_every=1, steps=3, activate=True))
     assert job["status"] == "succeeded" and asked == ["better@1", "better@2", "better@3"]
     assert "better@1 are published, and not activated" in caplog.text
+
+
+def test_a_set_that_cannot_be_published_ends_the_job_and_an_equal_one_goes_on(client, service, monkeypatch):
+    """The compute thread has let go of the job's folders before anybody else gets them."""
+    publish = service.loaded.weights.publish
+
+    def full(folder, name, *rest):
+        if folder.name.startswith("set-0000002"):
+            raise DiskFull("no room left: free some")
+        return publish(folder, name, *rest)
+
+    monkeypatch.setattr(service.loaded.weights, "publish", full)
+    wanted = {"publish_every": 1, "steps": 500, "checkpoint_every": 1}
+    job = ended(client, begin(client, **wanted))
+    assert job["status"] == "failed" and job["problem"]["error"]["code"] == "disk_full"
+    assert [step for _, step, _ in sets(client)] == [1] and not list(service.loaded.weights.root.glob(".turn-*"))
+    (unfinished,) = service.loaded.weights.root.glob(".unfinished-*")
+    left = sorted(path.name for path in unfinished.iterdir())
+    time.sleep(0.3)
+    assert sorted(path.name for path in unfinished.iterdir()) == left  # nobody is at work in it
+    monkeypatch.undo()
+    again = begin(client, **wanted)
+    with client.stream("GET", f"/v1/jobs/{again}/events") as stream:
+        next(line for line in stream.iter_lines() if "better@4" in line)
+    client.delete(f"/v1/jobs/{again}")
+    assert ended(client, again)["status"] == "cancelled" and [step for _, step, _ in sets(client)][:4] == [1, 2, 3, 4]
 
 
 def test_publishing_holds_up_neither_the_tuning_nor_requests(client, service, monkeypatch):

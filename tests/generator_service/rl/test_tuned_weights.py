@@ -251,6 +251,18 @@ class TestRequests:
                 assert error.value.param == "class_label"
 
 
+@pytest.mark.parametrize("parameters", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["dit", "sd"])
+def test_equal_weights_are_equal_files(checkpoints, tmp_path, kind, parameters):
+    """To the byte, so that their digests are equal: safetensors writes several metadata in any order."""
+    place = Place(kind, tmp_path, checkpoints[kind])
+    base = place.start()
+    sets = [place.tuned(base, parameters)[0] for _ in range(6)]
+    assert len({weights.ref.digest for weights in sets}) == 1
+    other, _ = place.tuned(base, parameters, seed=2)
+    assert other.ref.digest != sets[0].ref.digest
+
+
 @pytest.mark.parametrize("kind", ["dit", "sd"])
 def test_diffusers_reads_the_tuned_model_and_no_path_of_this_machine_is_told(checkpoints, tmp_path, kind):
     place = Place(kind, tmp_path, checkpoints[kind])

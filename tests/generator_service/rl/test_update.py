@@ -76,7 +76,7 @@ def test_gradients_are_accumulated(folder):
 
 
 def test_one_step_is_one_step_of_adam(folder):
-    with opened(folder, job(update={"max_gradient_norm": None})) as tiny:
+    with opened(folder, job(update={"max_gradient_norm": 0})) as tiny:
         before = tiny.policy.state()
         grads = accumulated(tiny)
         told = grads.pop("told")
@@ -88,6 +88,31 @@ def test_one_step_is_one_step_of_adam(folder):
             assert torch.allclose(value.detach() - before[name], step, atol=1e-5)
         norm = torch.cat([grad.flatten() for grad in grads.values()]).norm().item()
         assert learnt.gradient_norm == pytest.approx(norm, rel=1e-3) and learnt.loss == pytest.approx(told.loss)
+
+
+def norms_applied(folder, **update) -> list[float]:
+    """Of the gradients of a fresh LoRA's first rollout, as the optimiser gets them."""
+    with opened(folder, job(update={"optimizer_steps": 3, **update})) as tiny:
+        norms = []
+
+        def stepped(*_) -> None:
+            found = [value.grad.flatten() for value in tiny.policy.parameters.values() if value.grad is not None]
+            norms.append(torch.cat(found).norm().item())
+
+        tiny.learner._optimizer.register_step_pre_hook(stepped)
+        made = tiny.sampled(trajectories := tiny.trajectories())
+        told = run(tiny.learner.learn(made, trajectories, brightness(made), torch.Generator().manual_seed(0)))
+    assert len(norms) == 3 and told.gradient_norm >= max(norms) * (1 - 1e-5)
+    return norms
+
+
+def test_no_later_step_of_a_rollout_has_a_larger_gradient_than_its_first(folder):
+    """Displaced weights make it many times as large, where the variance of a step is small."""
+    free, held = norms_applied(folder, max_gradient_norm=0), norms_applied(folder)
+    assert free[0] == held[0] and max(free) > 10 * free[0]
+    assert max(held) <= held[0] * (1 + 1e-5)
+    low = held[0] / 2
+    assert norms_applied(folder, max_gradient_norm=low) == pytest.approx([low] * 3, rel=0.05)
 
 
 def test_later_updates_of_a_rollout_have_other_ratios_and_are_clipped(folder):

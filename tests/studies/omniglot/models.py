@@ -22,7 +22,7 @@ REWARD_MODEL, REWARD_SIDE = "resnet10t", 32
 
 
 def reward_model(file: Path, characters: Characters, steps: int = 1200) -> nn.Module:
-    """A timm model on images [B, 3, 32, 32] in [-1, 1], trained on the general domain; at once when its file is there."""
+    """A timm model of images [B, 3, 32, 32] in [-1, 1] that knows the general domain; at once if its file is there."""
     model = timm.create_model(REWARD_MODEL, num_classes=len(characters.names))
     return _trained(file, model, characters, lambda x: _rgb(x, REWARD_SIDE), steps, rate=2e-3, seed=11)
 

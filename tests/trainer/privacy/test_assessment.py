@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.trainer.privacy.sets import CLASSES, balanced, drawn, image_set, noisy, subject
 from trainer.data.images import Frame
@@ -98,6 +99,16 @@ def test_large_pictures_are_compared_small():
     found = assess(about, [pixels(about.frame)], Options())
     assert "at 64 x 64" in found.findings[0].measure
     assert found.findings[0].closest[0].distance * 255 == pytest.approx(1.0)
+
+
+def test_copies_of_oblong_pictures_are_found(real: tuple[np.ndarray, np.ndarray]):
+    """A generator of squares learns them stretched, and so it gives them back."""
+    rng = np.random.default_rng(3)
+    oblong = np.kron(rng.integers(0, 256, (3, 8, 16, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)  # 64 x 128
+    made = np.stack([np.asarray(Image.fromarray(picture).resize((64, 64), Image.BICUBIC)) for picture in oblong])
+    others = rng.integers(0, 256, (3, 64, 128, 3), dtype=np.uint8)
+    found = assessed(replace(subject(oblong, others, made), frame=Frame(64, 64)))
+    assert (found.near_copies, found.findings[0].membership.auc) == (3, 1.0)
 
 
 def test_a_repeated_assessment_is_the_same(real: tuple[np.ndarray, np.ndarray]):
