@@ -121,6 +121,7 @@ def _arm(
     run = name.replace(",", "").replace(" ", "-")
     own = [f"trainer.run={run}", *(setting.format(**sets) for setting in settings)]
     folder = scene.settings.parent / "runs" / run
+    folder.parent.mkdir(exist_ok=True)
     status = running.train(*(part for text in own for part in ("--set", text)), log=folder.with_suffix(".log")).wait()
     assert status == 0, f"the trainer of {name} ended with status {status}: see {folder}.log"
     summary = json.loads((folder / "summary.json").read_text())
