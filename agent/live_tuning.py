@@ -16,7 +16,7 @@ from protocol.client import GeneratorClient
 from protocol.errors import GenerationFailed, NotReady, OnTheFlyError, ServiceUnreachable, UnknownJob, from_problem
 from protocol.tuning import TuneJob
 
-READY_S = 1.0  # between two looks whether the training is over, while no generator is ready
+READY_S = 1.0  # between two looks whether the training is over, while there is no generator, or no model of features
 
 
 class LiveTuning:
@@ -75,8 +75,19 @@ class LiveTuning:
                 return True
         return False
 
+    def _await_features(self) -> None:
+        """The model that gives the features may be that of the training, whose first iteration has to end before."""
+        source, _, name = self._job.features.partition(":")
+        while source == "published" and not self._over.is_set():
+            if name.split("@")[0] in {model.name for model in self._client.published_models().data}:
+                return
+            self._over.wait(READY_S)
+
     def _follow(self) -> None:
         """Raises what the job failed with."""
+        self._await_features()
+        if self._over.is_set():
+            return
         self._id = self._client.submit(self._job).id
         if self._over.is_set():
             self._cancel()

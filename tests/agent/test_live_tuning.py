@@ -18,6 +18,7 @@ from generator_service.service import Service
 from protocol.client import GeneratorClient
 from protocol.messages import AdaptJob, Job
 from protocol.tuning import TuneJob
+from tests.generator_service.published_file import published_file
 from tests.generator_service.tiny_dit import save_checkpoint
 from tests.generator_service.tiny_service import make_service, served, started, write_dataset
 from tests.ports import free_port
@@ -146,6 +147,23 @@ def test_weights_are_exchanged_while_it_trains_and_the_job_ends_with_the_trainin
 def begun(client: GeneratorClient, earlier: str) -> list[Job]:
     """Jobs but that one which have made a step."""
     return [job for job in client.jobs().data if job.id != earlier and job.step > 0]
+
+
+def test_it_waits_for_the_model_that_the_training_is_to_publish(client: GeneratorClient):
+    said: list[str] = []
+    with LiveTuning(client, small(features="published:mine", features_size=None), lambda: False, said.append):
+        time.sleep(1.5)
+        assert client.jobs().data == [] and said == []
+        client.publish_model("mine", published_file())
+        until(lambda: [job for job in client.jobs().data if job.status == "succeeded"])
+    (tuned,) = (info for info in client.weights().data if info.name == "tuned")
+    assert tuned.metadata["features"]["exactly"] == "published:mine@1"
+
+
+def test_a_training_that_publishes_nothing_has_its_end(client: GeneratorClient):
+    with LiveTuning(client, small(features="published:mine", features_size=None), lambda: False, print):
+        time.sleep(0.2)
+    assert client.jobs().data == []
 
 
 def test_a_failure_is_told_and_stops_nothing(client: GeneratorClient):

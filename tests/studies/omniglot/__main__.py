@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +81,9 @@ def study(archive: Path, out: Path, seed: int, steps: int) -> dict[str, Any]:
         agent = config.section(config.load(scene.settings, []), "agent", AgentConfig)
         sets = {"cold": running.adapt(agent.adapt)}
         running.client.publish_model("reward", _published(model))
-        began = time.monotonic()
         sets["tuned"] = running.tune(tuning(seed, sets["cold"], steps))
-        found["tuning, minutes"] = (time.monotonic() - began) / 60
+        made = {str(weights): weights.metadata for weights in running.client.weights().data}
+        found["tuning, minutes"] = made[sets["tuned"]]["seconds"] / 60
         found["generators"] = _generators(running, scene, judge, sets, folder)
         found["arms"] = {name: _arm(running, name, settings, scene, sets) for name, settings in ARMS.items()}
     result.write_text(json.dumps(found, indent=2))
@@ -109,6 +108,7 @@ def _generators(
         "cold start": generators.drawn(running.client, sets["cold"], scene.few.names),
         "cold start, guidance 4": generators.drawn(running.client, sets["cold"], scene.few.names, guidance_scale=4.0),
         "tuned": generators.drawn(running.client, sets["tuned"], scene.few.names),
+        "tuned, guidance 4": generators.drawn(running.client, sets["tuned"], scene.few.names, guidance_scale=4.0),
     }
     for name, samples in made.items():
         generators.picture(samples, folder / f"{name}.png")
