@@ -55,6 +55,7 @@ thead th, thead th:first-child { color: var(--muted); font-weight: 600; font-siz
 tbody tr:last-child > * { border-bottom: 0; }
 td { white-space: nowrap; }
 td.own { font-weight: 600; }
+thead.words th, thead.words th:first-child { overflow-wrap: normal; }
 td.time, th.time { white-space: nowrap; width: 7rem; }
 .events td, .events th { text-align: left; white-space: normal; }
 .flow { display: flex; height: 1.6rem; border-radius: .4rem; overflow: hidden; gap: 2px; margin-bottom: .7rem; }

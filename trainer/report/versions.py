@@ -99,7 +99,7 @@ def _table(found: Sequence[Version]) -> str:
         f"<td>{count(version.dropped.total())}</td><td>{_span(version.trained)}</td></tr>"
         for version in found
     )
-    table = f"<table><thead><tr><th>weights</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = f'<table><thead class="words"><tr><th>weights</th>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="card">{table}</div>'
 
 
