@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -10,12 +11,24 @@ from collections.abc import Iterator
 import pytest
 
 from protocol.broker import EmbeddedBroker, connect
+from protocol.logs import JsonLines
 
 # Models here are tiny, and several processes share the cores: spinning threads only get in each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children too; some test just that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 SERVERS = ("embedded", "redis-server")
+
+
+@pytest.fixture(autouse=True)
+def _logs_end_with_their_test() -> Iterator[None]:
+    """A command that is run in this process logs to the stream that pytest captures with, and closes after the test;
+    other threads, as of a service, would log to it still."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler.formatter, JsonLines)]:
+        root.removeHandler(handler)
+        root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
