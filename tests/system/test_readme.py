@@ -29,6 +29,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 PORT = free_port()  # for the service of the README's examples, which use 8000
 SHORT = (  # the README's run, in seconds instead of hours
     "trainer.iterations=4 trainer.epochs=1 trainer.batch_size=8 trainer.device=cpu trainer.threads=1 agent.steps=4 "
+    "trainer.gradient_rows=2 trainer.measure.severities=[3] "
     f"agent.adapt.steps=5 agent.adapt.batch_size=4 generator.threads=1 generator.dit.device=cpu generator.port={PORT} "
     f'trainer.service.url="http://127.0.0.1:{PORT}"'
 ).split()
