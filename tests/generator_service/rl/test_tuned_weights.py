@@ -16,32 +16,8 @@ from generator_service.image_request import ImageDefaults, order
 from protocol.errors import InvalidRequest, UnsupportedField
 from protocol.messages import ImageGenerationRequest
 from protocol.tuning import PolicyOptions, RolloutOptions, TuneJob
-from tests.generator_service import tiny_dit, tiny_sd
 from tests.generator_service.rl.test_dit_policy import shaken
 from tests.generator_service.rl.tuned_place import CLASSES, GUIDED, LABELS, MODEL, PROMPT, TIMES, Place
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    return {
-        "dit": tiny_dit.save_checkpoint(tmp_path_factory.mktemp("dit"), vae=True, learned_sigma=True),
-        "sd": tiny_sd.save_checkpoint(tmp_path_factory.mktemp("sd")),
-    }
-
-
-@pytest.fixture(params=["dit", "sd"])
-def place(request, checkpoints, tmp_path):
-    return Place(request.param, tmp_path, checkpoints[request.param])
-
-
-@pytest.fixture
-def dit(checkpoints, tmp_path):
-    return Place("dit", tmp_path, checkpoints["dit"])
-
-
-@pytest.fixture
-def sd(checkpoints, tmp_path):
-    return Place("sd", tmp_path, checkpoints["sd"])
 
 
 def sampled_by_policy(place: Place, policy) -> torch.Tensor:
