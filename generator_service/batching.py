@@ -35,7 +35,8 @@ class Key:
 class Generated:
     """What a generation's future gives."""
 
-    images: np.ndarray  # uint8 [rows, H, W, 3]
+    images: np.ndarray  # uint8 [rows, H, W, 3], of clips [rows, M, H, W, 3]
+    rows: list[Row]  # as they were made: with what a policy chose
     started: float  # unix seconds; the denoising interval of its batches
     finished: float
 
@@ -59,6 +60,7 @@ class Generation:
     arrived: float = 0.0
     taken: int = 0  # rows that went into batches
     images: list[np.ndarray] = field(default_factory=list)  # of the batches that ended
+    made: list[Row] = field(default_factory=list)  # the rows of those, as they were made
     started: float | None = None
     cancelled: bool = False
     settled: bool = False  # its future has, or is about to get, a result

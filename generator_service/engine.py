@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -188,8 +189,11 @@ class Engine:
     def _warm_up(self) -> None:
         self._backend, weights = self._prepare()
         self._make_resident(weights)
-        label = 0 if weights.classes else None
-        self._backend.generate(weights, [Row(seed=0, label=label)], Sampling(steps=1, scheduler="ddim"))
+        row, sampling = Row(seed=0, label=0 if weights.classes else None), Sampling(steps=1, scheduler="ddim")
+        if self._backend.can.makes == "clip":
+            black = np.zeros((*self._backend.native_size(), 3), dtype=np.uint8)
+            row, sampling = replace(row, image=black), replace(sampling, frames=2)
+        self._backend.generate(weights, [row], sampling)
         self.ready.set_result(None)
         log.info("ready", extra={"weights": str(weights.ref)})
 
@@ -208,9 +212,9 @@ class Engine:
         from generator_service import out_of_memory  # late: it imports torch
 
         lead = batch.generations[0]
-        rows = batch.rows
         started = time.time()
         self._make_resident(lead.weights)
+        rows = self._backend.chosen(lead.weights, batch.rows, lead.sampling)
         on_step = partial(self._after_step, batch)
         images = out_of_memory.generate(self._backend, lead.weights, rows, lead.sampling, on_step)
         finished = time.time()
@@ -223,13 +227,14 @@ class Engine:
         for generation, part in batch.parts:
             size = part.stop - part.start
             generation.images.append(images[offset : offset + size])
+            generation.made += rows[offset : offset + size]
             generation.started = started if generation.started is None else generation.started
             offset += size
             if generation.cancelled:
                 self._settle(generation, _cancelled())
             elif part.stop == len(generation.rows):
                 merged = np.concatenate(generation.images) if len(generation.images) > 1 else generation.images[0]
-                self._settle(generation, Generated(merged, generation.started, finished))
+                self._settle(generation, Generated(merged, generation.made, generation.started, finished))
 
     def _after_step(self, batch: Batch, done: int, total: int) -> None:
         for generation, part in batch.parts:

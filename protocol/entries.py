@@ -10,7 +10,21 @@ from typing import Any
 
 from pydantic import Field
 
-from protocol.messages import Guidance, LoraScale, Message, Name, Scheduler, Seed, Steps, Unit, WeightsRef
+from protocol.fields import (
+    Fps,
+    Frames,
+    Guidance,
+    LoraScale,
+    Message,
+    Name,
+    Resampling,
+    Scheduler,
+    Seed,
+    Steps,
+    Unit,
+    WeightsRef,
+)
+from protocol.video import GuidanceCurve
 
 
 class BlobRef(Message):
@@ -33,9 +47,14 @@ class WorkRow(Message):
     prompt: str
     negative_prompt: str | None = None
     guidance_scale: Guidance
+    guidance: GuidanceCurve | None = None  # of each frame of a clip; None: guidance_scale, of all frames alike
     init_id: str | None = None  # dataset sample that gives the init image; None: from noise, or from init_blob
+    init_frame: int | None = Field(
+        default=None, ge=0
+    )  # which frame of that sample, where it is a clip; None: its first
     caption: str | None = None  # the source's, which a perturbation of the prompt starts from; None: it has none
     prompt_by: str | None = None  # as in `Sample`, of a prompt that is final
+    action_units: list[str] = []  # codes that a final prompt was composed from
 
 
 class Versions(Message):
@@ -59,6 +78,12 @@ class WorkUnit(Message):
     scheduler: Scheduler
     strength: Unit  # 1: from noise
     lora_scale: LoraScale = 1.0  # of weights that are a LoRA
+    frames: Frames | None = None  # of each clip; None: these are images
+    fps: Fps | None = None  # that clips play with
+    resampling: Resampling = 0  # repeats of each step of a clip by re-noising
+    policy: bool = False  # the weights' policy chooses steps and guidance of each clip; `steps` says nothing then
+    expressions: bool = False  # prompts are composed from action units by who makes the unit, for each row's class and
+    # first frame; false: they stand as they are
     versions: int | None = Field(default=None, ge=1)  # m of the caption perturbation, made by who makes the unit: row
     # `index` gets version `index` modulo m; None: the prompts stand as they are
     rows: list[WorkRow]
@@ -84,12 +109,22 @@ class Sample(Message):
     prompt: str
     negative_prompt: str | None = None
     guidance_scale: float
-    steps: int
+    guidance: GuidanceCurve | None = None  # of each frame of a clip; None: guidance_scale, of all frames alike
+    steps: int  # of each frame, where it is a clip
     scheduler: str
     strength: float
     lora_scale: float = 1.0
+    frames: int | None = None  # of the clip, the first one included; None: it is an image
+    fps: float | None = None
+    resampling: int = 0
+    policy: bool = False  # the weights' policy chose steps and guidance
     init_id: str | None = None
-    prompt_by: str | None = None  # what perturbed the caption: a chat model's name, or "template"; None: nothing did
+    init_frame: int | None = None  # which frame of that sample the clip begins with
+    action_units: list[str] = []  # codes that the prompt was composed from, such as "AU04"
+    prompt_by: str | None = (
+        None  # what perturbed the caption, or composed the prompt from action units: a model's name,
+    )
+    # or "template"; None: nothing did
     weights: WeightsRef
     created: float
     user: str | None = None
@@ -110,7 +145,7 @@ class SampleBatch(Message):
     weights: WeightsRef
     samples: list[Sample]
     missing: list[str] = []  # ids of the samples that were asked for and failed
-    blob: BlobRef | None  # uint8 "images" [samples, H, W, 3]; None when failed
+    blob: BlobRef | None  # uint8 "images" [samples, H, W, 3], of clips [samples, M, H, W, 3]; None when failed
     error: dict[str, Any] | None = None  # problem document
     init_blob: BlobRef | None = None  # its work unit's, kept until the answer is taken in; None when failed
     attempt: int = Field(default=1, ge=1)  # its work unit's

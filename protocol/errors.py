@@ -5,6 +5,8 @@
     │   ├── UnsupportedField            422     unsupported_field     documented elsewhere, not served here
     │   ├── UnknownClass                422     unknown_class
     │   ├── InvalidImage                422     invalid_image         not an image, or too large
+    │   ├── InvalidClip                 422     invalid_clip          not a clip, damaged, too short or too large
+    │   ├── NoFace                      422     no_face               no frame shows a face that can be used
     │   └── UnknownSource               422     unknown_source        feedback names a sample the service lacks
     ├── Unauthorized                    401     unauthorized          no key, or one that nobody has
     ├── Forbidden                       403     forbidden             this key may not do that
@@ -92,6 +94,14 @@ class UnknownClass(InvalidRequest):
 
 class InvalidImage(InvalidRequest):
     code = "invalid_image"
+
+
+class InvalidClip(InvalidRequest):
+    code = "invalid_clip"
+
+
+class NoFace(InvalidRequest):
+    code = "no_face"
 
 
 class UnknownSource(InvalidRequest):

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from protocol import prompts
-from protocol.fields import Finite, Guidance, LoraScale, Message, Name, Scheduler, Seed, Steps, Unit
+from protocol.fields import Finite, Guidance, LoraScale, Message, Name, Scheduler, Seed, Steps, Unit, WeightsRef
+from protocol.policy import PolicyJob
 from protocol.tuning import TuneJob
+from protocol.video import VideoJob
 
 # ---------------------------------------------------------------- identity
 
@@ -35,17 +37,6 @@ def seed_of(sample: str) -> int:
 
 
 # ---------------------------------------------------------------- weights
-
-
-class WeightsRef(Message):
-    """Which weights made a sample. Written by the generator; a work unit is pinned to one when it is planned."""
-
-    name: Name
-    version: int = Field(ge=1)
-    digest: str
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.version}"
 
 
 class WeightsInfo(WeightsRef):
@@ -173,7 +164,7 @@ class AdaptJob(Message):
         return self
 
 
-JobRequest = Annotated[GenerateJob | AdaptJob | TuneJob, Field(discriminator="type")]
+JobRequest = Annotated[GenerateJob | VideoJob | AdaptJob | TuneJob | PolicyJob, Field(discriminator="type")]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -186,7 +177,7 @@ class Job(Message):
     finished: float | None = None
     step: int = 0
     steps: int | None = None  # None: not known yet
-    result: dict[str, Any] | None = None  # ImagesResponse or WeightsInfo, when succeeded
+    result: dict[str, Any] | None = None  # ImagesResponse, VideosResponse or WeightsInfo, when succeeded
     problem: dict[str, Any] | None = None  # problem document, when failed or cancelled
 
 
@@ -225,7 +216,7 @@ class ClassShortage(Message):
 
     label: int = Field(ge=0)
     class_name: str
-    images: int = Field(ge=1)  # how many it lacks
+    images: int = Field(ge=1)  # how many it lacks; clips, where samples are clips
 
 
 class Feedback(Message):

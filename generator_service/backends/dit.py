@@ -173,6 +173,10 @@ class DiTBackend:
 
     # ------------------------------------------------------------ generation
 
+    def chosen(self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling) -> Sequence[Row]:
+        """See `interface.Backend`: nothing is left to choose."""
+        return rows
+
     def generate(
         self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling, on_step: OnStep = lambda done, total: None
     ) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""What every image backend and every adaptation offers to the engine.
+"""What every backend and every adaptation offers to the engine.
 
 Knows nothing of HTTP, queues or jobs. Images on this boundary are always uint8 RGB, [H, W, 3] in a row and
-[B, H, W, 3] in a batch; a backend with other channels or a VAE converts inside.
+[B, H, W, 3] in a batch; clips are [M, H, W, 3] and [B, M, H, W, 3]. A backend with other channels or a VAE converts
+inside.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from generator_service.real_images import RealImages
 from protocol.messages import AdaptJob, WeightsRef
+from protocol.video import GuidanceCurve
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with (steps done, steps in all). It may raise `protocol.errors.Cancelled`."""
@@ -41,14 +43,16 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class Row:
-    """One image to make."""
+    """One image or clip to make."""
 
     seed: int  # its noise comes from a CPU torch.Generator with this seed and never depends on batch-mates
     label: int | None  # index into the weight set's classes; None: unconditional
     guidance_scale: float = 1.0
     prompt: str = ""
     negative_prompt: str | None = None
-    image: np.ndarray | None = None  # uint8 [H, W, 3], any size; None: from noise
+    image: np.ndarray | None = None  # uint8 [H, W, 3], any size: to start from, of a clip its first frame; None: noise
+    guidance: GuidanceCurve | None = None  # of each frame of a clip; None: guidance_scale, of all frames alike
+    steps: int | None = None  # of each frame of this clip, where a policy chose it; None: as `Sampling` says
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Sampling:
     strength: float = 1.0  # rows with an image start from it, noised to this part of the schedule
     guided: bool = False  # two passes a step (conditional and null) as one call
     lora_scale: float = 1.0  # of a weight set that is a LoRA: 0 none of it
+    frames: int | None = None  # M of each clip, the first one included; None: images
+    resampling: int = 0  # of clips: repeats of each step by re-noising
+    policy: bool = False  # the weight set's policy chooses steps and guidance of each row, see `Backend.chosen`
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Abilities:
     schedulers: tuple[str, ...]  # names of its samplers
     adaptations: tuple[str, ...]  # names of what adapts it
     blackens: bool = False  # images that its safety checker flags come out wholly black
+    makes: Literal["image", "clip"] = "image"  # clips begin with an image, which every row must have
 
 
 class Backend(Protocol):
@@ -98,10 +106,16 @@ class Backend(Protocol):
         """Make a weight set resident; cheap when it already is. Raises WeightsCorrupt."""
         ...
 
+    def chosen(self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling) -> Sequence[Row]:
+        """The rows as they are to be made: where `sampling.policy` is set, each with the steps and guidance that the
+        weight set's policy finds best for it; else unchanged."""
+        ...
+
     def generate(
         self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling, on_step: OnStep = lambda done, total: None
     ) -> np.ndarray:
-        """Denoise one batch. Returns uint8 [len(rows), H, W, 3]."""
+        """Denoise one batch of rows that are chosen. Returns uint8 [len(rows), H, W, 3], of clips
+        [len(rows), M, H, W, 3]."""
         ...
 
 

@@ -198,6 +198,10 @@ class StableDiffusionBackend:
 
     # ------------------------------------------------------------ generation
 
+    def chosen(self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling) -> Sequence[Row]:
+        """See `interface.Backend`: nothing is left to choose."""
+        return rows
+
     def generate(
         self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling, on_step: OnStep = lambda done, total: None
     ) -> np.ndarray:

@@ -58,6 +58,9 @@ class ScriptedBackend:
     def load(self, weights: WeightSet) -> None:
         self.events.append(("load", str(weights.ref)))
 
+    def chosen(self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling) -> Sequence[Row]:
+        return rows
+
     def generate(
         self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling, on_step: OnStep = lambda done, total: None
     ) -> np.ndarray:
