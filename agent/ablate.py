@@ -98,6 +98,7 @@ def _check(settings: config.Settings) -> None:
         "classification": ("trainer.test_split", trainer.get("test_split") != ""),
         "reid": ("trainer.model.query_split and gallery_split", "query_split" in model),
         "face": ("trainer.model.pairs", bool(model.get("pairs"))),
+        "video": ("trainer.test_split", trainer.get("test_split") != ""),
     }
     key, known = measured.get(task, ("", True))
     if not known:
@@ -112,6 +113,12 @@ def _check(settings: config.Settings) -> None:
         raise ConfigError(
             "the arms of an ablation share a service, which serves the weights that were activated last, be it for "
             "another arm: set activate = true in [agent.adapt] and in [agent.tune]",
+            param="activate",
+        )
+    if agent.policy and not agent.policy.activate:
+        raise ConfigError(
+            "the arms of an ablation share a service, which serves the weights that were activated last, be it for "
+            "another arm: set activate = true in [agent.policy]",
             param="activate",
         )
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from agent import (
     caption_command,
     dead_letters,
     demo,
+    dry_run,
+    faces_command,
+    fvd_command,
     machine,
+    policy_command,
     privacy_command,
     recipes,
     tune_command,
+    video_command,
 )
 from agent.arguments import checked
 from agent.sizing import Load, demand
@@ -53,12 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         _up_command,
         _process_commands,
         caption_command.add,
-        _adapt_command,
-        _tune_command,
+        faces_command.add,
+        _learning_commands,
         _size_command,
         _dead_commands,
         _generate_command,
+        _video_command,
         privacy_command.add,
+        fvd_command.add,
     ):
         add(commands)
     return parser
@@ -76,6 +84,7 @@ def _up_command(commands: Any) -> None:
     recipes.settings_arguments(command, required=True)
     command.add_argument("--fresh", action="store_true", help="set an earlier run of this name aside and start anew")
     command.add_argument("--replicas", type=int, help="generators to start (default: agent.replicas, 1)")
+    command.add_argument("--dry-run", action="store_true", help="only check the settings, and show what would be done")
     command.set_defaults(run=_up)
 
 
@@ -89,16 +98,15 @@ def _process_commands(commands: Any) -> None:
     train.add_argument("--processes", type=_positive(int), help="that train it together (default: one)")
 
 
-def _adapt_command(commands: Any) -> None:
-    command = adapt_command.add(commands)
-    _service(command)
-    command.set_defaults(run=_adapt)
-
-
-def _tune_command(commands: Any) -> None:
-    command = tune_command.add(commands)
-    _service(command)
-    command.set_defaults(run=_tune)
+def _learning_commands(commands: Any) -> None:
+    for kind, make in (
+        (adapt_command, machine.adapt),
+        (tune_command, machine.tune),
+        (policy_command, machine.learn_policy),
+    ):
+        command = kind.add(commands)
+        _service(command)
+        command.set_defaults(run=partial(_learn, kind, make))
 
 
 def _size_command(commands: Any) -> None:
@@ -141,6 +149,12 @@ def _generate_command(commands: Any) -> None:
     command.set_defaults(run=_generate)
 
 
+def _video_command(commands: Any) -> None:
+    command = video_command.add(commands)
+    _service(command)
+    command.set_defaults(run=_video)
+
+
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     """A number above 0; what is none raises ValueError, which argparse tells."""
 
@@ -174,6 +188,8 @@ def _client(options: argparse.Namespace, *, admin: bool = False) -> GeneratorCli
 
 def _up(options: argparse.Namespace) -> int:
     replicas = [] if options.replicas is None else [f"agent.replicas={options.replicas}"]
+    if options.dry_run:
+        return dry_run.dry_run(options.config, [*options.set, *replicas])
     return machine.up(options.config, [*options.set, *replicas], fresh=options.fresh)
 
 
@@ -190,23 +206,13 @@ def _become(options: argparse.Namespace) -> int:
     os.execv(sys.executable, [sys.executable, *command])
 
 
-def _adapt(options: argparse.Namespace) -> int:
-    job = adapt_command.job(options)
+def _learn(kind: Any, make: Callable[[GeneratorClient, Any], str], options: argparse.Namespace) -> int:
+    job = kind.job(options)
     if job is None:
-        print(f"{options.config} has no table [agent.adapt]: nothing to do")
+        print(f"{options.config} has no table [{kind.TABLE}]: nothing to do")
         return 0
     with _client(options, admin=True) as client:
-        machine.adapt(client, job)
-    return 0
-
-
-def _tune(options: argparse.Namespace) -> int:
-    job = tune_command.job(options)
-    if job is None:
-        print(f"{options.config} has no table [{tune_command.TABLE}]: nothing to do")
-        return 0
-    with _client(options, admin=True) as client:
-        machine.tune(client, job)
+        make(client, job)
     return 0
 
 
@@ -267,6 +273,11 @@ def _generate(options: argparse.Namespace) -> int:
         path.write_bytes(codec.image_to_bytes(codec.image_from_base64(made.b64_json or "", max_pixels=2**26)))
         print(f"{path}  seed {made.seed}  {answer.weights}")
     return 0
+
+
+def _video(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        return video_command.run(options, client)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from protocol.messages import (
 from protocol.operations import DeadLetterList, DeadLetterOutcome
 from protocol.published import PublishedModel, PublishedModelList
 
-Answer = TypeVar("Answer", bound=Message)
+Answer = TypeVar("Answer", bound=Message | bytes)
 
 
 class GeneratorClient:
@@ -139,6 +139,10 @@ class GeneratorClient:
 
     def sample(self, sample_id: str) -> Sample:
         return self._send(calls.sample(sample_id))
+
+    def video(self, sample_id: str, job_id: str | None = None) -> bytes:
+        """The file of a clip that a `VideoJob` made; `job_id`: of that, for a service of several replicas."""
+        return self._send(calls.video(sample_id, job_id))
 
     def dead_letters(self, limit: int = 100, before: str | None = None) -> DeadLetterList:
         """The newest first; `before`: those older than the one of this id."""

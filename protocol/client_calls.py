@@ -44,7 +44,7 @@ from protocol.messages import (
 )
 from protocol.operations import DeadLetterList, DeadLetterOutcome
 
-Answer = TypeVar("Answer", bound=Message)
+Answer = TypeVar("Answer", bound=Message | bytes)
 
 EVENT_READ_S = 60.0  # a stream of events that is silent for longer is opened again
 _EVENT_DROPS = 5  # in a row without one event, after which the stream is given up
@@ -56,7 +56,7 @@ _KEY = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 @dataclass(frozen=True)
 class Call(Generic[Answer]):
-    """One request, and the kind of its answer; None: only the status matters."""
+    """One request, and the kind of its answer; bytes: a file as it is; None: only the status matters."""
 
     method: str
     path: str
@@ -117,6 +117,10 @@ def activate(name: str, version: int | None) -> Call[WeightsInfo]:
 
 def sample(sample_id: str) -> Call[Sample]:
     return Call("GET", f"/v1/samples/{_part(sample_id)}", Sample)
+
+
+def video(sample_id: str, job_id: str | None) -> Call[bytes]:
+    return Call("GET", f"/v1/samples/{_part(sample_id)}/video", bytes, job_id=job_id)
 
 
 def dead_letters(limit: int, before: str | None) -> Call[DeadLetterList]:
@@ -180,11 +184,13 @@ def default_headers(api_key: str | None) -> dict[str, str]:
 
 
 def answer(call: Call[Answer], url: str, status: int, headers: Mapping[str, str], content: bytes) -> Answer | None:
-    """The parsed answer to a call. Raises the error that a problem document stands for."""
+    """The answer to a call, parsed if it is a message. Raises the error that a problem document stands for."""
     if not 200 <= status < 300:
         raise problem(url, status, headers, content)
     if call.kind is None:
         return None
+    if call.kind is bytes:
+        return content
     try:
         return call.kind.model_validate_json(content)
     except ValidationError as error:

@@ -14,7 +14,7 @@ from protocol.client_calls import Call
 from protocol.errors import ConfigError, NotReady, NotTheService, Retryable, ServiceUnreachable
 from protocol.messages import Job, Message
 
-Answer = TypeVar("Answer", bound=Message)
+Answer = TypeVar("Answer", bound=Message | bytes)
 
 TIMEOUT_S = 300.0  # for one answer: an image request waits for its turn on the GPU
 DEADLINE_S = 900.0  # for a call, all its attempts and the pauses between them

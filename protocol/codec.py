@@ -74,7 +74,7 @@ def image_from_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequ
                     f"the image has {image.width} x {image.height} pixels; {max_pixels} are allowed: send it smaller"
                 )
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            return rgb(ImageOps.exif_transpose(image))
     except InvalidImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -91,8 +91,8 @@ def image_from_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequ
         raise InvalidImage(f"the image is truncated or damaged ({error}): send the whole file") from error
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of any mode."""
+def rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of any mode, transparency over white. Raises InvalidImage."""
     if image.mode == "F":
         raise InvalidImage("the image has floating-point pixels, whose range is unknown: save it as 8-bit RGB")
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip

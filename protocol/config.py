@@ -79,7 +79,7 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 def _lay_over(settings: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if _is_secret(key.strip()) or mask(text) != text:
+    if is_secret(key.strip()) or mask(text) != text:
         raise ConfigError(
             f"{key.strip()} is a secret, and other users of this machine see command lines: write it into the settings "
             "file, or into an environment variable (ONTHEFLY_API_KEY, ONTHEFLY_ADMIN_KEY, ONTHEFLY_BROKER_URL)",
@@ -139,7 +139,7 @@ def _complaint(table: str, model: type[BaseModel], entry: Mapping[str, Any]) -> 
         return f"{key}: unknown key{_nearest(str(entry['loc'][-1]), _known_keys(model, entry['loc'][:-1]))}"
     if entry["type"] == "missing":
         return f"{key}: missing, and it has no default"
-    given = "" if _is_secret(key) or isinstance(entry["input"], dict) else f" (it is {mask(entry['input'])!r})"
+    given = "" if is_secret(key) or isinstance(entry["input"], dict) else f" (it is {mask(entry['input'])!r})"
     return f"{key}: {entry['msg']}{given}"
 
 
@@ -186,7 +186,7 @@ def write_resolved(settings: Mapping[str, Any], path: Path) -> None:
 def _resolved(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
-            key: MASK if _is_secret(key) and inner else _resolved(inner)
+            key: MASK if is_secret(key) and inner else _resolved(inner)
             for key, inner in value.items()
             if inner is not None
         }
@@ -195,7 +195,7 @@ def _resolved(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else mask(value)
 
 
-def _is_secret(key: str) -> bool:
+def is_secret(key: str) -> bool:
     """Whether a dotted key is a secret's, or one in a table of secrets."""
     return any(part.endswith(SECRET) or part == "keys" for part in key.lower().split("."))
 

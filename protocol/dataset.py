@@ -1,18 +1,17 @@
-"""The dataset contract: a folder of labelled pictures that trainer and generator service read alike.
+"""The dataset contract: a folder of labelled pictures, or of clips, that trainer and generator service read alike.
 
 Two layouts, as in Hugging Face's imagefolder: class folders `root[/split]/<class>/<image>`, or
-`root[/split]/metadata.jsonl` with `file_name` and `label` (a class name, or an int) and perhaps `caption` or `text` and
-`camera` on each line. Published sets of identities, a class each, are read as they come: see `dataset_identity`. Knows
-nothing of models or tensors.
+`root[/split]/metadata.jsonl` with `file_name` and `label` (a class name, or an int) and perhaps `caption` or `text`,
+`camera` and `subject` on each line. With layout "clips" what is named so is a folder of frames, an animated picture or
+a video file. Published sets are read as they come: of identities, see `dataset_identity`; of expressions in clips, see
+`dataset_clips`. Knows nothing of models or tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,27 +20,29 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from protocol import codec
+from protocol.clips import spread
 from protocol.config import Settings, section
+from protocol.dataset_files import BadFileReport, check_files, read_clip, read_picture, report
 from protocol.dataset_layout import Layout, Listed, check_root, class_names, list_split, split_folder
-from protocol.errors import BadFile, ConfigError, DatasetError, InvalidImage, UnknownSource
-
-log = logging.getLogger(__name__)
+from protocol.errors import BadFile, ConfigError, DatasetError, InvalidClip, InvalidImage, UnknownSource
 
 
 class DatasetConfig(BaseModel):
-    """Which pictures to read."""
+    """Which pictures or clips to read."""
 
     model_config = ConfigDict(extra="forbid")
 
     root: Path  # folder with the classes, the splits or metadata.jsonl in it
     split: str | None = Field(default=None, pattern=r"^[^/\\.][^/\\]*$")  # sub-folder of root; None: root itself
-    layout: Layout = "auto"  # auto: Market-1501 and CUHK03-NP told by their folders, else imagefolder
+    layout: Layout = "auto"  # auto: Market-1501, CUHK03-NP, DFEW, FERV39k and CK+ told by their folders, else
+    # imagefolder; clips: as imagefolder, of clips
+    fold: int | None = Field(default=None, ge=1, le=5)  # of layout dfew, which needs one: 1 to 5
     on_bad_file: Literal["skip", "fail"] = "skip"  # a file that is no picture: leave it out and report it, or stop
-    max_pixels: int = Field(default=codec.MAX_PIXELS, ge=1)  # width x height past which a file counts as bad
+    max_pixels: int = Field(default=codec.MAX_PIXELS, ge=1)  # width x height past which a file, or a frame, is bad
     classes: list[str] | None = Field(default=None, min_length=2)  # label -> name; None: found in the data, sorted
     max_classes: int | None = Field(default=None, ge=2)  # the first n by label; pictures of others are left out
     max_per_class: int | None = Field(default=None, ge=1)  # the first n by path of each class; None: all
-    threads: int = Field(default=8, ge=1, le=256)  # that decode every picture once at the start
+    threads: int = Field(default=8, ge=1, le=256)  # that decode every picture and frame once at the start
     links_to: list[Path] = []  # folders outside root that symbolic links in it may lead to
 
     @classmethod
@@ -67,7 +68,7 @@ class DatasetConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Entry:
-    """One labelled picture."""
+    """One labelled picture or clip."""
 
     id: str  # hash of `relative`: the same on every machine, whatever other files there are
     label: int  # index into the dataset's classes
@@ -76,21 +77,21 @@ class Entry:
     path: Path
     relative: str  # to root, with the split, "/" between the parts
     camera: str | None = None  # or whatever stands for the view; None: not known
+    subject: str | None = None  # whom it shows, where that is not the label; None: not known
+    frames: int | None = None  # how many a clip has; None: it is a picture
 
-
-@dataclass(frozen=True)
-class BadFileReport:
-    path: Path
-    reason: str
+    @property
+    def is_clip(self) -> bool:
+        return self.frames is not None
 
 
 def sample_id(relative: str) -> str:
-    """Id of the picture at this path under root ("/" between the parts)."""
+    """Id of the picture, or clip, at this path under root ("/" between the parts)."""
     return hashlib.sha256(relative.encode()).hexdigest()[:32]
 
 
 class Dataset:
-    """Labelled pictures in the order of their paths. Immutable; pictures are read when asked for."""
+    """Labelled pictures, or labelled clips, in the order of their paths. Immutable; pixels are read when asked for."""
 
     def __init__(
         self,
@@ -109,14 +110,14 @@ class Dataset:
 
     @classmethod
     def open(cls, config: DatasetConfig) -> Dataset:
-        """List the pictures and decode each once, so that every bad file is known by name.
+        """List the pictures or clips and decode each once, so that every bad file is known by name.
 
         Raises:
             BadFile: a file does not decode and `on_bad_file` is "fail".
-            DatasetError: no root, no pictures, fewer than two classes, an empty class, bad metadata. Says what to do.
+            DatasetError: no root, no samples, fewer than two classes, an empty class, bad metadata. Says what to do.
         """
-        check_root(config.root, config.split, config.layout)
-        listed = list_split(config.root, config.split, config.layout)
+        check_root(config.root, config.split, config.layout, config.fold)
+        listed = list_split(config.root, config.split, config.layout, config.fold)
         classes = tuple(config.classes or class_names(config.root, config.split, config.layout))[: config.max_classes]
         dataset = cls._decoded(config, _capped(listed, classes, config), classes)
         _check_balance(dataset.samples, classes, config)
@@ -128,8 +129,9 @@ class Dataset:
 
         `classes`, `max_classes` and `max_per_class` are about what is learnt, and say nothing here.
         """
-        check_root(config.root, config.split, config.layout)
-        listed = [replace(item, label=str(item.label)) for item in list_split(config.root, config.split, config.layout)]
+        check_root(config.root, config.split, config.layout, config.fold)
+        found = list_split(config.root, config.split, config.layout, config.fold)
+        listed = [replace(item, label=str(item.label)) for item in found]
         dataset = cls._decoded(config, listed, tuple(sorted({str(item.label) for item in listed})))
         _check_any(dataset.samples, config)
         return dataset
@@ -138,10 +140,14 @@ class Dataset:
     def _decoded(cls, config: DatasetConfig, listed: Sequence[Listed], classes: tuple[str, ...]) -> Dataset:
         labels = {name: label for label, name in enumerate(classes)}
         entries = [_entry(config, item, classes, labels) for item in listed]
-        bad = find_bad(entries, config)
-        _report(bad, config.on_bad_file)
-        paths = {report.path for report in bad}
-        good = [entry for entry in entries if entry.path not in paths]
+        checked = check_files([(entry.path, entry.is_clip) for entry in entries], config)
+        bad = [found for found in checked if isinstance(found, BadFileReport)]
+        report(bad, config.on_bad_file)
+        good = [
+            replace(entry, frames=found)
+            for entry, found in zip(entries, checked, strict=True)
+            if not isinstance(found, BadFileReport)
+        ]
         return cls(classes, good, bad, config.max_pixels, config.places())
 
     def __len__(self) -> int:
@@ -169,28 +175,59 @@ class Dataset:
         parts = [*self.classes, *(f"{entry.id}:{entry.label}" for entry in self.samples)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def image(self, sample: int | str) -> np.ndarray:
-        """Decode one picture, by index or id.
+    @property
+    def is_clips(self) -> bool:
+        """Whether the samples are clips; all are of one kind."""
+        return any(entry.is_clip for entry in self.samples)
+
+    def entry(self, sample: int | str) -> Entry:
+        """The sample with this index or id. Raises UnknownSource."""
+        return self.by_id(sample) if isinstance(sample, str) else self.samples[sample]
+
+    def image(self, sample: int | str, frame: int | None = None) -> np.ndarray:
+        """Decode one picture, by index or id; of a clip its frame with this number from 0, by default the first.
 
         Returns:
             uint8 RGB [H, W, 3].
 
         Raises:
             BadFile: the file changed since the dataset was opened and cannot be read any more.
+            InvalidClip: there is no such frame.
         """
-        entry = self.by_id(sample) if isinstance(sample, str) else self.samples[sample]
+        entry = self.entry(sample)
+        if entry.is_clip:
+            return self.clip(sample, [frame or 0])[0]
+        _check_frames(entry, [frame or 0], 1)
+        return self._read(entry, lambda: read_picture(entry.path, self._max_pixels, self._places))
+
+    def clip(self, sample: int | str, frames: int | Sequence[int] | None = None) -> np.ndarray:
+        """Decode a clip, by index or id.
+
+        Args:
+            frames: so many, evenly spread, with repeats where it has fewer (`clips.spread`); or these, by number from
+                0; None: all.
+
+        Returns:
+            uint8 RGB [M, H, W, 3].
+
+        Raises:
+            BadFile: as `image`.
+            InvalidClip: there is no such frame, or the sample is a picture.
+        """
+        entry = self.entry(sample)
+        if entry.frames is None:
+            raise InvalidClip(f'{entry.path} is a picture: set layout = "clips" for a dataset of clips')
+        if frames is None:
+            frames = range(entry.frames)
+        wanted = spread(entry.frames, frames) if isinstance(frames, int) else list(frames)
+        _check_frames(entry, wanted, entry.frames)
+        return self._read(entry, lambda: read_clip(entry.path, wanted, self._max_pixels, self._places))
+
+    def _read(self, entry: Entry, read: Callable[[], np.ndarray]) -> np.ndarray:
         try:
-            return _decode(entry.path, self._max_pixels, self._places)
-        except (OSError, InvalidImage) as error:
+            return read()
+        except (OSError, InvalidImage, InvalidClip) as error:
             raise BadFile(f"{entry.path} cannot be read any more ({error}): restore it and start again") from error
-
-
-def find_bad(entries: Sequence[Entry], config: DatasetConfig) -> list[BadFileReport]:
-    """Decode each picture once: those that are none, are too large or lead out of the dataset, in order."""
-    places = config.places()
-    with ThreadPoolExecutor(config.threads) as pool:
-        reasons = list(pool.map(lambda entry: _fault(entry.path, config.max_pixels, places), entries))
-    return [BadFileReport(e.path, reason) for e, reason in zip(entries, reasons, strict=True) if reason is not None]
 
 
 def _capped(listed: Sequence[Listed], classes: tuple[str, ...], config: DatasetConfig) -> list[Listed]:
@@ -214,51 +251,42 @@ def _entry(config: DatasetConfig, item: Listed, classes: tuple[str, ...], labels
             "correct it, or add the class to `classes`"
         )
     path = config.root / item.on_disk
-    return Entry(sample_id(item.relative), label, classes[label], item.caption, path, item.relative, item.camera)
+    frames = 0 if item.is_clip else None  # counted when it is decoded
+    return Entry(
+        sample_id(item.relative),
+        label,
+        classes[label],
+        item.caption,
+        path,
+        item.relative,
+        item.camera,
+        item.subject,
+        frames,
+    )
 
 
-def _decode(path: Path, max_pixels: int, places: Sequence[Path] | None) -> np.ndarray:
-    real = path.resolve()
-    if places is not None and not any(real.is_relative_to(place) for place in places):
-        raise InvalidImage(f"it leads out of the dataset, to {real}: copy the file, or name its folder in `links_to`")
-    return codec.image_from_bytes(real.read_bytes(), max_pixels=max_pixels)
-
-
-def _fault(path: Path, max_pixels: int, places: Sequence[Path]) -> str | None:
-    """Why a file is bad; None when it is good."""
-    try:
-        _decode(path, max_pixels, places)
-    except InvalidImage as error:
-        return error.message
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return None
-
-
-def _report(bad: Sequence[BadFileReport], on_bad_file: str) -> None:
-    if bad and on_bad_file == "fail":
-        more = f" (and {len(bad) - 1} more bad files)" if len(bad) > 1 else ""
-        raise BadFile(f'{bad[0].path}: {bad[0].reason}{more}. Repair or remove it, or set on_bad_file = "skip"')
-    for report in bad:
-        log.warning("skipped %s: %s", report.path, report.reason)
+def _check_frames(entry: Entry, wanted: Sequence[int], there: int) -> None:
+    if outside := [frame for frame in wanted if not 0 <= frame < there]:
+        raise InvalidClip(f"{entry.path} has no frame {outside[0]}: it has {there}, counted from 0")
 
 
 def _check_balance(entries: Sequence[Entry], classes: tuple[str, ...], config: DatasetConfig) -> None:
-    """At least two classes, each with a picture."""
+    """At least two classes, each with a sample."""
     place = _check_any(entries, config)
     if len(classes) < 2:
         raise DatasetError(f"{place} has one class only ({classes[0]}): a classifier needs two at least")
     counts = Counter(entry.label for entry in entries)
     empty = [name for label, name in enumerate(classes) if not counts[label]]
     if empty:
+        kind = "clips" if entries[0].is_clip else "images"
         raise DatasetError(
-            f"{place} has no images of class {', '.join(map(repr, empty[:20]))}: add some, or remove the class"
+            f"{place} has no {kind} of class {', '.join(map(repr, empty[:20]))}: add some, or remove the class"
         )
 
 
 def _check_any(entries: Sequence[Entry], config: DatasetConfig) -> Path:
-    """At least one picture. Returns where they are."""
+    """At least one sample. Returns where they are."""
     place = split_folder(config.root, config.split, config.layout)
     if not entries:
-        raise DatasetError(f"{place} has no images: put them in class folders, or list them in metadata.jsonl")
+        raise DatasetError(f"{place} has no images or clips: put them in class folders, or list them in metadata.jsonl")
     return place

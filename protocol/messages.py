@@ -31,6 +31,11 @@ def sample_id(run: str, feedback: int, source: str, index: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def class_source(name: str) -> str:
+    """The source of a sample that was made for a class, not for a sample."""
+    return f"class:{name}"
+
+
 def seed_of(sample: str) -> int:
     """Seed of a sample, from its id; in [0, 2**63)."""
     return int(sample[:16], 16) >> 1

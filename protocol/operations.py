@@ -95,7 +95,8 @@ class ShownSample(Message):
     """A recent synthetic sample of a run with a small picture of it, told by the replica that made it."""
 
     sample: Sample
-    thumbnail: str  # base64 PNG
+    thumbnail: str  # base64 of a picture, of a clip an animated one
+    media_type: Literal["image/png", "image/webp"] = "image/png"  # of the thumbnail
 
 
 class ShownSampleList(Message):

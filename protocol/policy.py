@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.fields import Frames, Guidance, Message, Name, Resampling, Seed, Steps
+from protocol.fields import Frames, Guidance, Message, Name, Resampling, Scheduler, Seed, Steps
 from protocol.tuning import RewardTerm
 from protocol.video import Shape
 
 Part = Annotated[float, Field(gt=0.0, lt=1.0)]
+Pair = Annotated[tuple[Shape, Shape], Field(strict=False)]  # a list in JSON and TOML, which have no tuples
 QUALITY = 3.0  # lambda of eq. 18
 
 
@@ -21,7 +22,7 @@ class ActionSpace(Message):
     """What a policy chooses from; the paper's values."""
 
     steps: list[Steps] = Field(default=[5, 10, 15, 20], min_length=1)  # T
-    pairs: list[tuple[Shape, Shape]] = Field(default=[(2.0, 2.0), (3.0, 2.0), (2.0, 3.0)], min_length=1)  # (a, b)
+    pairs: list[Pair] = Field(default=[(2.0, 2.0), (3.0, 2.0), (2.0, 3.0)], min_length=1)  # (a, b)
     factorised: bool = False  # false: one head over the pairs; true: a head for a and one for b, as printed in eqs. 13
     # and 21, which may draw combinations that are not among the pairs
     minimum: Guidance = 7.0  # g_min
@@ -44,12 +45,18 @@ class PolicyJob(Message):
     type: Literal["policy"] = "policy"
     name: Name  # of the resulting weight set; an existing name gets its next version
     again: bool = False  # false: when this very job was done before, on the same clips, its weights are the result
-    base: str | None = None  # weights whose clips are judged; None: the active ones
+    base: str | None = None  # weights whose clips are judged; None: the active ones; of a policy, what it is for
+    method: Literal["reinforce", "random"] = "reinforce"  # random: nothing is learnt, the policy draws for each first
+    # frame and text among all actions alike
     steps: int = Field(default=2000, ge=1, le=1_000_000)  # updates
     batch_size: int = Field(default=32, ge=1, le=4096)  # pairs of first frame and text in an update
     candidates: int = Field(default=4, ge=1, le=1024)  # clips of each pair: actions that are drawn from the policy
     top: int = Field(default=2, ge=1)  # of them, those that get their reward; the others get the penalty
     penalty: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0  # gamma: the others get minus this
+    baseline: Literal["none", "state"] = (
+        "none"  # that rewards are compared with before they teach: nothing, as printed,
+    )
+    # or the mean of the pair's candidates, which keeps what is drawn often from being learnt for that alone
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1e-4  # of Adam
     seed: Seed = 0
     actions: ActionSpace = ActionSpace()
@@ -59,14 +66,16 @@ class PolicyJob(Message):
         "face": RewardTerm(weight=QUALITY),
         "amplitude": RewardTerm(weight=QUALITY),
     }
-    validation: Part = 0.2  # part of the pairs that is not learnt from, which the policy is measured on
+    validation: Part = 0.2  # part of the people who are not learnt from, whose pairs the policy is measured on
     frames: Frames = 16  # of a clip that is judged
-    resampling: Resampling = 0
-    cache: bool = True  # rewards of a pair's actions are kept: clips of one pair and action all have one seed
+    resampling: Resampling = 0  # repeats of each of their steps by re-noising
+    scheduler: Scheduler = "ddim"  # that they are made with
+    cache: bool = True  # rewards of a pair's actions are kept, so that as many clips are made as there are pairs times
+    # actions at most: all clips of a pair have one seed; false: a new one in each update
     generate_batch: int = Field(default=8, ge=1, le=4096)  # clips made together
     validate_every: int = Field(default=100, ge=1)  # updates between measurements of the validation pairs
-    validation_pairs: int = Field(default=16, ge=1)  # at most so many are measured
-    checkpoint_every: int = Field(default=50, ge=0)  # updates between checkpoints to resume from; 0: none
+    validation_pairs: int = Field(default=16, ge=1)  # at most so many are measured: with every action, once
+    checkpoint_every: int = Field(default=10, ge=0)  # updates between checkpoints to resume from; 0: none
     activate: bool = False  # hot-swap to the result when it is ready
 
     @model_validator(mode="after")

@@ -60,7 +60,7 @@ def gradient_magnitude(task: Task, model: nn.Module, x: Tensor, y: Tensor, *, ch
 
     Args:
         model: the gradient is with respect to its trainable parameters; neither they nor `.grad` change.
-        x: [B, 3, H, W], preprocessed, B >= 1. y: [B].
+        x: [B, 3, H, W], or clips [B, M, 3, H, W], preprocessed, B >= 1. y: [B].
         chunk_size: rows whose gradients are held at once, each the size of the model.
     """
     assert len(x) > 0
@@ -75,4 +75,5 @@ def gradient_magnitude(task: Task, model: nn.Module, x: Tensor, y: Tensor, *, ch
         return torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
 
     with eval_mode(model), sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused attention kernels
+        x = x.contiguous()  # nor for the pooling of several frames whose channels lie last
         return vmap(norm, chunk_size=chunk_size)(x, y).mean().item()

@@ -19,7 +19,7 @@ from protocol.bus import Bus, Delivery
 from protocol.client import GeneratorClient
 from protocol.entries import SampleBatch
 from protocol.errors import BlobError, BrokerFull, DiskFull, OnTheFlyError, Retryable, WrongIdentity, WrongWeights
-from protocol.messages import Feedback
+from protocol.messages import Feedback, class_source
 from trainer import correlation, outage
 from trainer.journal import Journal
 from trainer.outage import Peers
@@ -235,6 +235,7 @@ def _stranger(batch: SampleBatch, asked: Feedback) -> WrongIdentity | None:
     and never a new one."""
     sources = {sample.source_id for sample in batch.samples}
     known = {real.sample_id: (real.label, real.class_name) for real in asked.samples if real.sample_id in sources}
+    known |= {class_source(short.class_name): (short.label, short.class_name) for short in asked.classes}
     for sample in batch.samples:
         wanted, found = known.get(sample.source_id or ""), (sample.label, sample.class_name)
         if found != wanted:

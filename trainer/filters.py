@@ -28,11 +28,12 @@ def scores(run: Run, data: SyntheticImages) -> Tensor:
 
 def variance_of_gradients(run: Run, data: SyntheticImages) -> Tensor:
     """GenDataAgent eqs. 4-6, over the checkpoints of the warm-up."""
-    part = run.processes.part(len(data))
-    x, y = run.inputs(data.images[part]), data.labels[part].to(run.device)
-    spread = run.config.vog.spread
-    own = vog.vog(run.model, run.snapshots, x, y, logit=run.task.true_logit, spread=spread)
-    return run.processes.gather(own.cpu(), len(data))
+    part, most = run.processes.part(len(data)), max(1, vog.BATCH // run.frame.pictures)
+    spread, logit, own = run.config.vog.spread, run.task.true_logit, [torch.empty(0)]
+    for rows in torch.arange(part.start, part.stop).split(most):
+        x, y = run.inputs(data.images[rows]), data.labels[rows].to(run.device)
+        own.append(vog.vog(run.model, run.snapshots, x, y, logit=logit, spread=spread, batch_size=most).cpu())
+    return run.processes.gather(torch.cat(own), len(data))
 
 
 def nearest_neighbours(run: Run, data: SyntheticImages) -> Tensor:

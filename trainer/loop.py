@@ -24,7 +24,8 @@ from trainer.run import Run
 from trainer.selection import ranking
 from trainer.selection.feedback import Scored
 from trainer.selection.lookahead import lookahead
-from trainer.source import Source
+from trainer.shortages import shortages
+from trainer.source import Source, Wanted
 
 
 def train(run: Run, source: Source, after_update: Callable[[Run], None] = lambda run: None) -> None:
@@ -48,17 +49,21 @@ def train(run: Run, source: Source, after_update: Callable[[Run], None] = lambda
 
 def gather(run: Run, source: Source) -> None:
     """Begin an iteration: say what is hard, and in stage 2 choose this iteration's synthetic training set."""
-    marginal, scores = hardest(run)
-    source.ask(run.at.iteration, run.at.updates, marginal, scores)
+    wanted = hardest(run)
+    run.at.scarce = [shortage.class_name for shortage in wanted.classes]
+    source.ask(run.at.iteration, run.at.updates, wanted)
     if run.at.iteration >= run.config.warmup_iterations:
         with run.journal.timed("wait", iteration=run.at.iteration):
-            candidates = source.take(run.at.iteration, marginal)
+            candidates = source.take(run.at.iteration, wanted)
         keep(run, candidates)
 
 
-def hardest(run: Run) -> tuple[list[int], list[float]]:
-    """The real samples to ask for, hardest first, and their scores (GenDataAgent eq. 1)."""
+def hardest(run: Run) -> Wanted:
+    """The real samples to ask for, hardest first, and their scores (GenDataAgent eq. 1); and the classes (ARGen 3)."""
     config, at = run.config.feedback, run.at.iteration
+    if not config.enabled:
+        with run.journal.timed("score", iteration=at):
+            return Wanted([], [], shortages(run, None))
     criterion = registry.resolve("feedback", config.criterion)
     fraction = run.thresholds.ask(at)
     labels, features = run.real.labels, partial(run.features, run.real)
@@ -70,7 +75,7 @@ def hardest(run: Run) -> tuple[list[int], list[float]]:
             marginal = ranking.lowest_of_each_class(scores, labels, fraction)
         else:
             marginal = ranking.lowest(scores, ranking.part(fraction, len(labels)))
-    return marginal.tolist(), scores[marginal].tolist()
+        return Wanted(marginal.tolist(), scores[marginal].tolist(), shortages(run, logits))
 
 
 def keep(run: Run, candidates: Sequence[Candidate]) -> None:

@@ -20,10 +20,14 @@ from trainer.data.images import RealImages, SyntheticImages, read
 from trainer.evaluate import Evaluation, evaluate, gradient_magnitude, train_val_gap
 from trainer.metrics import features
 from trainer.metrics.corruptions import Corrupted, scale_for
-from trainer.run import EVALUATION_ROWS, Run
+from trainer.run import Run
+from trainer.video_quality.assessment import assess
+from trainer.video_quality.clip_set import ClipSet
+from trainer.video_quality.subject import trained_on
 
 log = logging.getLogger("trainer")
 
+GRADIENTS = 8  # rows whose gradients are held at once, where they are images
 ERASED_CLASSES = 10  # that RL-identity's Figure 4 shows
 
 COUNTS = (
@@ -56,6 +60,8 @@ def measure(run: Run) -> dict[str, Any]:
         "devices": int(run.processes.totals({"devices": 1})["devices"]),
         "device": run.device.type,
     }
+    if run.config.feedback.scarcity.enabled:
+        row["scarce"] = run.at.scarce
     if len(run.synthetic):
         row["synthetic_top1"] = accuracy(run, run.synthetic).top1
     if run.test is not None:
@@ -74,9 +80,27 @@ def measure_last(run: Run) -> dict[str, Any]:
     """
     if run.config.measure.features_per_class:
         run.processes.first(lambda: write_features(run))
+    found = run.processes.first(lambda: video_quality(run)) if run.frame.frames is not None else {}
     if not isinstance(run.test, RealImages) or not run.config.measure.corruptions:
+        return found
+    return found | {"corrupted": corrupted(run, run.test), "corruption_scale": corruption_scale(run)}
+
+
+def video_quality(run: Run) -> dict[str, Any]:
+    """Frechet distances and diversity of the synthetic clips that the run trained on, beside its own real ones of their
+    classes (ARGen eqs. 27 to 33, Table 8); nothing where no network is named. In the first process."""
+    settings, dataset = run.config.measure.video, run.splits.dataset
+    if not settings.wanted:
         return {}
-    return {"corrupted": corrupted(run, run.test), "corruption_scale": corruption_scale(run)}
+    made = ClipSet.of_candidates(run.pool.find(trained_on(run.config.folder)), dataset)
+    if not len(made):
+        return {}
+    try:
+        return assess(settings, made, ClipSet.of_dataset(dataset, set(made.texts)), run.device).measured()
+    except ConfigError as error:
+        again = f"python -m trainer.video_quality --made {run.config.folder}"
+        log.warning("the quality of the synthetic clips is not measured: %s. `%s` does it later", error, again)
+        return {}
 
 
 def corruption_scale(run: Run) -> Any:
@@ -139,7 +163,7 @@ def features_of(
 ) -> Tensor:
     """Features [N, D] of some rows of a set, un-augmented but for `change`, in this process alone."""
     found = []
-    for chunk in rows.split(EVALUATION_ROWS):
+    for chunk in rows.split(run.evaluation_rows):
         images = torch.stack([data[row][0] for row in chunk.tolist()])
         with run.autocast():
             found.append(run.task.features(run.model, run.inputs(change(images))).float().cpu())
@@ -159,4 +183,4 @@ def gradient(run: Run, data: RealImages | SyntheticImages) -> float | None:
         return None
     rows = slice(None, None, -(-len(data) // most))
     x, y = run.inputs(data.images[rows]), data.labels[rows].to(run.device)
-    return gradient_magnitude(run.task, run.model, x, y)
+    return gradient_magnitude(run.task, run.model, x, y, chunk_size=max(1, GRADIENTS // run.frame.pictures))

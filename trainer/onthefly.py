@@ -68,6 +68,11 @@ class OnTheFly:
         settings = settings_file.load(Path(config), overrides)
         settings_file.check_tables(settings, settings_file.TABLES)
         self.config = settings_file.section(settings, "trainer", TrainerConfig)
+        if self.config.task == "video":
+            raise ConfigError(
+                "OnTheFly mixes images into the batches of your loader, not clips: train with `onthefly train`",
+                param="task",
+            )
         if self.config.mode == "synthetic" or self.config.thresholds.auto:
             raise ConfigError(
                 "your loader loads all real samples, and mode synthetic and thresholds.auto keep some from the model: "

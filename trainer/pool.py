@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Candidate:
     """A synthetic sample and where its pixels lie."""
 
     sample: Sample
-    file: Path  # safetensors with uint8 "images" [rows, H, W, 3]
+    file: Path  # safetensors with uint8 "images" [rows, H, W, 3], of clips [rows, M, H, W, 3]
     row: int
     sha256: str | None  # of the file; None: not told
 
@@ -169,7 +169,9 @@ class Pool:
 
 
 def images(candidates: Sequence[Candidate]) -> list[np.ndarray]:
-    """Pixels of candidates, each uint8 [H, W, 3], in the same order; every file is read once, and checked.
+    """Pixels of candidates, each uint8 [H, W, 3] or a clip [M, H, W, 3], in the same order.
+
+    Every file is read once, and checked.
 
     Raises:
         CheckpointCorrupt: a file of the run's folder is missing or was altered.
@@ -179,8 +181,18 @@ def images(candidates: Sequence[Candidate]) -> list[np.ndarray]:
     return [pixels[candidate.file][candidate.row] for candidate in candidates]
 
 
+def each_image(candidates: Sequence[Candidate]) -> Iterator[tuple[int, np.ndarray]]:
+    """As `images`, with the index of each, file by file: no more than one file is held at a time."""
+    rows: dict[Path, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        rows.setdefault(candidate.file, []).append(index)
+    for path, indices in rows.items():
+        pixels = _read(path, candidates[indices[0]].sha256)
+        yield from ((index, pixels[candidates[index].row]) for index in indices)
+
+
 def image(candidate: Candidate) -> np.ndarray:
-    """Pixels of one candidate, uint8 [H, W, 3]; its file was checked before, and only its row is read.
+    """Pixels of one candidate, uint8 [H, W, 3] or [M, H, W, 3]; its file was checked before, and only its row is read.
 
     Raises:
         CheckpointCorrupt: the file is missing.

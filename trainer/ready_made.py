@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.entries import Sample
 from protocol.errors import ConfigError, OnTheFlyError
+from protocol.messages import class_source, sample_id
 from trainer.durable import write_durably
 from trainer.folder import MADE_FOR
 from trainer.metrics.device_hours import read_adaptation, write_adaptation
@@ -35,6 +37,7 @@ class Contents:
     run: str  # that had it made
     sources: int  # real samples it was made for
     per_source: int  # m
+    for_classes: dict[str, int]  # scarce class -> samples that were made for it as such
     classes: dict[str, int]  # class name -> how many
     weights: dict[str, int]  # "name@version (digest)" -> how many
     near_copies: int
@@ -59,21 +62,33 @@ def contents(folder: Path) -> Contents:
         )
     batches = [batch for batch in record.batches if batch.feedback == 0]
     samples = [sample for batch in batches for sample in batch.samples]
-    failed = sum(len(batch.missing) for batch in batches)
+    missing = [name for batch in batches for name in batch.missing]
+    for_classes = {short.class_name: _made_for(samples, class_source(short.class_name)) for short in asked.classes}
+    ids = {
+        sample_id(asked.run, 0, class_source(short.class_name), index)
+        for short in asked.classes
+        for index in range(short.images)
+    }
+    of_samples = len({sample.id for sample in samples} - ids) + len(set(missing) - ids)
     names = {str(sample.weights) for sample in samples}
     others = {str(sample.weights) for sample in record.samples()} - names
     return Contents(
         run=asked.run,
         sources=len(asked.samples),
-        per_source=(len(samples) + failed) // len(asked.samples),
+        per_source=of_samples // len(asked.samples) if asked.samples else 0,
+        for_classes=for_classes,
         classes=dict(sorted(Counter(str(sample.class_name) for sample in samples).items())),
         weights=dict(Counter(f"{sample.weights} ({sample.weights.digest[:12]})" for sample in samples)),
         near_copies=sum(sample.near_copy for sample in samples),
-        failed=failed,
+        failed=len(missing),
         whole=bool(batches) and len(batches) == batches[0].units,
         dataset=json.loads((folder / MADE_FOR).read_text())["dataset"],
         adapting={name: took for name, took in read_adaptation(folder).items() if name not in others},
     )
+
+
+def _made_for(samples: Sequence[Sample], source: str) -> int:
+    return sum(sample.source_id == source for sample in samples)
 
 
 def take_over(config: TrainerConfig, dataset: str) -> None:
@@ -98,7 +113,14 @@ def take_over(config: TrainerConfig, dataset: str) -> None:
             "made (leave trainer.pool_from out)",
             param="pool_from",
         )
-    _check_number(config, found.per_source)
+    if config.feedback.enabled:
+        _check_number(config, found.per_source)
+    if config.feedback.scarcity.enabled and not found.for_classes:
+        raise ConfigError(
+            f"the pool of {pool_from} has no samples of scarce classes: set feedback.scarcity.enabled = false, or have "
+            "a new pool made (leave trainer.pool_from out)",
+            param="pool_from",
+        )
     for path in sorted((pool_from / "batches").glob(f"{NUMBER}-*.safetensors")):
         _link(path, folder / "batches" / path.name)
     for path in sorted((pool_from / "batches").glob(f"{NUMBER}-*.json")):
@@ -146,6 +168,7 @@ def table(pool: Contents) -> str:
         f"{'samples':<24}{made:>8}",
         f"{'real samples':<24}{pool.sources:>8}",
         f"{'of each':<24}{pool.per_source:>8}",
+        *(f"{f'of scarce class {name}':<24}{number:>8}" for name, number in pool.for_classes.items()),
         f"{'near copies':<24}{pool.near_copies:>8}",
         f"{'failed':<24}{pool.failed:>8}",
     ]

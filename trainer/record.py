@@ -70,7 +70,8 @@ class Record:
         """Label -> class name, as far as questions and answers name them."""
         asked = {sample.label: sample.class_name for feedback in self.feedback for sample in feedback.samples}
         made = {s.label: s.class_name for s in self.samples() if s.label is not None and s.class_name is not None}
-        return asked | made
+        short = {shortage.label: shortage.class_name for feedback in self.feedback for shortage in feedback.classes}
+        return short | asked | made
 
     def intervals(self, who: str, what: str | None = None) -> list[Row]:
         """The trace's intervals of one side, of one kind if `what` is given."""

@@ -16,6 +16,7 @@ ENTRIES: dict[Kind, dict[str, str]] = {
         "classification": "trainer.tasks.classification:Classification",
         "reid": "trainer.tasks.reid:Reid",
         "face": "trainer.tasks.face:Face",
+        "video": "trainer.tasks.video:Video",
     },
     "feedback": {
         "marginal": "trainer.selection.feedback:marginal",

@@ -26,7 +26,7 @@ from trainer.selection.thresholds import FixedThresholds, LearntThresholds
 from trainer.settings import ADAM_TO_SGD, OptimizerConfig, TrainerConfig
 from trainer.tasks.interface import Task
 
-EVALUATION_ROWS = 256  # rows of one forward pass without gradients
+EVALUATION_IMAGES = 256  # images, or frames, of one forward pass without gradients
 
 
 class Run:
@@ -37,7 +37,7 @@ class Run:
         pool: every synthetic sample that has arrived; only the first process has it.
         processes: this one, among those that train the run.
         model, optimizer: None: the task's own, and the one that the settings name.
-        preprocess: uint8 [B, H, W, 3] to the model's input [B, ...]; None: the task's.
+        preprocess: uint8 [B, H, W, 3], of clips [B, M, H, W, 3], to the model's input [B, ...]; None: the task's.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Run:
     # ------------------------------------------------------------ data
 
     def inputs(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> the model's normalised input [B, 3, H, W] on the device."""
+        """uint8 [B, H, W, 3] -> the model's normalised input [B, 3, H, W] on the device; of clips [B, M, 3, H, W]."""
         return self._preprocess(images.to(self.device)).to(self.device)
 
     def with_pixels(self, candidates: Sequence[Candidate]) -> SyntheticImages:
@@ -160,10 +160,15 @@ class Run:
         """What the model's last layer sees of every row, [N, D]; else as `predict`. Raises ConfigError as the task."""
         return self._of_every_row(self.task.features, data)
 
+    @property
+    def evaluation_rows(self) -> int:
+        """Rows of one forward pass without gradients."""
+        return max(1, EVALUATION_IMAGES // self.frame.pictures)
+
     def _of_every_row(self, compute: Callable[[nn.Module, Tensor], Tensor], data: Images) -> Tensor:
-        part, outputs = self.processes.part(len(data)), []
-        for start in range(part.start, max(part.stop, part.start + 1), EVALUATION_ROWS):
-            rows = range(start, min(start + EVALUATION_ROWS, part.stop))
+        part, outputs, most = self.processes.part(len(data)), [], self.evaluation_rows
+        for start in range(part.start, max(part.stop, part.start + 1), most):
+            rows = range(start, min(start + most, part.stop))
             x = self.inputs(data.images[rows.start : rows.stop] if rows else data.images[:1])
             with self.autocast():
                 outputs.append(compute(self.model, x)[: len(rows)].float().cpu())

@@ -33,15 +33,41 @@ class OptimizerConfig(Table):
     decay_epochs: list[int] = [50, 100, 150]  # counted over the whole run; [] keeps the rate constant
 
 
+class ScarcityConfig(Table):
+    """Which classes the generator is asked for as such, because they are scarce (ARGen 3): badly recognised and rare.
+
+    Recall is measured on the samples that thresholds.auto holds out, or else on the training samples; in the pool of
+    mode offline, which is made before there is a model, rarity alone decides.
+    """
+
+    enabled: bool = False
+    recall: Part = 0.5  # badly recognised is a class below this recall; 1: every class that is ever mistaken
+    part: Part = 1 / 7  # and rare, one below this part of the real samples: an equal share of seven expressions; 1: all
+    classes: list[str] | None = Field(default=None, min_length=1)  # these are scarce, whatever their recall and part;
+    # None: by the rule
+    clips: int | None = Field(default=None, ge=1, le=100_000)  # samples asked of each scarce class, in each iteration
+    # of stage 2; None: `total` shared out
+    total: int = Field(default=500, ge=1)  # samples of all scarce classes in the whole run: about the paper's 483
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ScarcityConfig:
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes names a class twice: name each once")
+        return self
+
+
 class FeedbackConfig(Table):
     """Which real samples are sent to the generator (GenDataAgent 2.2)."""
 
+    enabled: bool = True  # false: no samples are asked for, only scarce classes (see scarcity)
     criterion: str = "marginal"  # registry kind "feedback": marginal, entropy, random, similarity
     fraction: Part = 0.2  # k as a part of the real set, rounded up: never less than one sample
     per_class: bool = False  # true: this part of each class; false: of the whole set, so that hard classes get more
     images_per_sample: int | None = Field(default=None, ge=1)  # m; None: the agent's. 1:r synthetic is fraction * m = r
     model: str | None = None  # weights to ask for, "name" or "name@version"; None: whichever are active
-    send_pixels: bool = False  # true: images travel with the feedback; false: both sides mount the dataset
+    send_pixels: bool = False  # true: images travel with the feedback, first frames of clips; false: both sides mount
+    # the dataset
+    scarcity: ScarcityConfig = ScarcityConfig()  # classes that are asked for beside the samples
 
 
 class VogConfig(Table):
@@ -97,6 +123,24 @@ class PrivacyConfig(Table):
     distance: Literal["pixels", "features"] = "pixels"  # of what the model sees; features: of the model as it is now
 
 
+class VideoMeasureConfig(Table):
+    """Frechet distances and diversity of the synthetic clips that a run trained on (ARGen eqs. 27 to 33, Table 8), see
+    `trainer.video_quality`."""
+
+    features: str | None = None  # network that distances are taken in: "torchscript:FILE", as of I3D,
+    # "torchvision:NAME", "torchvision:NAME:FILE" or "transformers:FOLDER_OR_ID"; None: no distances
+    diversity: str | None = None  # image network: "timm:NAME", "torchvision:alexnet" or vgg16; None: no diversity
+    diversity_weights: Path | None = None  # file of LPIPS with learnt weights of its channels; None: 1 each
+    frames: int | None = Field(default=None, ge=1)  # of each clip, evenly spread; None: as the network wants, else 16
+    size: int | None = Field(default=None, ge=1)  # pixels a side that clips are brought to; None: the network's own
+    batch_size: int = Field(default=8, ge=1)  # clips in memory at a time
+    pairs: int = Field(default=200, ge=1)  # of clips of a class, at most, that diversity compares
+
+    @property
+    def wanted(self) -> bool:
+        return self.features is not None or self.diversity is not None
+
+
 class MeasureConfig(Table):
     """What is measured at the end of a run beside its accuracy. Each can be switched off."""
 
@@ -108,6 +152,7 @@ class MeasureConfig(Table):
     # auto: CIFAR-C's up to 64 pixels, ImageNet-C's from there on
     features_per_class: int = Field(default=20, ge=0)  # samples of each kind kept for Figure 3; 0 off
     features_classes: int = Field(default=50, ge=1)  # at most so many, spread evenly over the labels
+    video: VideoMeasureConfig = VideoMeasureConfig()  # of clips only
 
 
 class ServiceConfig(Table):
@@ -141,8 +186,8 @@ class TrainerConfig(Table):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
 
     dataset: DatasetConfig
-    test_split: str = "test"  # split of the same dataset to evaluate on; "": nothing is held out. Task classification
-    # only: tasks on identities name what they are measured on in [trainer.model]
+    test_split: str = "test"  # split of the same dataset to evaluate on; "": nothing is held out. Of tasks
+    # classification and video: tasks on identities name what they are measured on in [trainer.model]
     drop_near_copies: bool = False  # drop synthetic samples that the service flags as near copies of a real one
     workers: int = Field(default=0, ge=0)  # data loading processes; 0: in this process
     cache_gib: Annotated[float, Field(ge=0.0)] = 4.0  # decoded images kept in memory, of each set and in each process
@@ -206,6 +251,14 @@ class TrainerConfig(Table):
             raise ValueError(
                 "mode synthetic trains on no real samples, to which others could be near: set privacy.filter = false"
             )
+        asks = self.feedback.enabled or (self.feedback.scarcity.enabled and self.mode != "synthetic")
+        if self.mode != "real" and not asks:
+            raise ValueError(
+                f"with feedback.enabled = false and mode {self.mode}, nothing would be asked for: set "
+                + ("it to true" if self.mode == "synthetic" else "scarcity.enabled = true")
+            )
+        if not self.feedback.enabled and self.thresholds.auto:
+            raise ValueError("feedback.enabled = false leaves no fraction to learn: set thresholds.auto = false")
         if self.thresholds.auto and self.mode in ("real", "synthetic"):
             raise ValueError(f"mode {self.mode} has no thresholds to learn: set thresholds.auto = false")
         return self

@@ -7,24 +7,39 @@ Each source answers the same two calls, so that the loop does not know which mod
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from protocol import codec
 from protocol.dataset import Dataset
-from protocol.errors import GenerationFailed, NotReady
-from protocol.messages import Feedback, MarginalSample
+from protocol.errors import ConfigError, GenerationFailed, NotReady
+from protocol.messages import ClassShortage, Feedback, MarginalSample, class_source
 from trainer.feed import Feed
 from trainer.parallel import OneProcess
 from trainer.pool import Candidate, Pool, image, packed, unpacked, without_copies
 from trainer.settings import TrainerConfig
+from trainer.shortages import before_training
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an iteration would have more of."""
+
+    marginal: Sequence[int]  # dataset indices, most marginal first
+    scores: Sequence[float]  # theirs
+    classes: Sequence[ClassShortage] = ()  # that are scarce
+
+    @property
+    def nothing(self) -> bool:
+        return not self.marginal and not self.classes
 
 
 class Source(Protocol):
-    def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
-        """Tell what is hard now: dataset indices, most marginal first, and their scores."""
+    def ask(self, iteration: int, model_version: int, wanted: Wanted) -> None:
+        """Tell what is hard now."""
         ...
 
-    def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
+    def take(self, iteration: int, wanted: Wanted) -> list[Candidate]:
         """The candidates of this iteration, in the order (feedback, source, index)."""
         ...
 
@@ -32,10 +47,10 @@ class Source(Protocol):
 class RealOnly:
     """No synthetic data: the baseline."""
 
-    def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
+    def ask(self, iteration: int, model_version: int, wanted: Wanted) -> None:
         pass
 
-    def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
+    def take(self, iteration: int, wanted: Wanted) -> list[Candidate]:
         return []
 
 
@@ -87,43 +102,61 @@ class LiveSource:
         self._config, self._samples, self._feed = config, samples, feed
         self._first = config.warmup_iterations - config.staleness
 
-    def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
+    def ask(self, iteration: int, model_version: int, wanted: Wanted) -> None:
         if iteration < self._first or iteration >= self._config.iterations - self._config.staleness:
             return  # too early, or nobody would be left to train on the answers
         asked = self._feed.asked(iteration)
-        self._feed.post(asked or question(self._config, self._samples, iteration, model_version, marginal, scores))
+        if asked is None and not wanted.nothing:
+            asked = question(self._config, self._samples, iteration, model_version, wanted)
+        if asked is not None:
+            self._feed.post(asked)
 
-    def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
+    def take(self, iteration: int, wanted: Wanted) -> list[Candidate]:
         return self._feed.take(iteration)
 
 
 class OfflinePool:
-    """A pool made beforehand: m images for every real sample. Entries are drawn again and again.
+    """A pool made beforehand: m images for every real sample, and some for each scarce class. Entries are drawn again
+    and again.
 
-    With match "marginal" an iteration takes the entries whose source is among its marginal samples
-    (GenDataAgent appendix G); with "all" it takes the whole pool, which is a static augmentation.
+    With match "marginal" an iteration takes the entries whose source is among its marginal samples (GenDataAgent
+    appendix G) or its scarce classes; with "all" it takes the whole pool, which is a static augmentation.
     """
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, pool: Pool):
         self._match, self._dataset, self._pool = config.pool_match, dataset, pool
 
-    def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
+    def ask(self, iteration: int, model_version: int, wanted: Wanted) -> None:
         pass
 
-    def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
+    def take(self, iteration: int, wanted: Wanted) -> list[Candidate]:
         everything = self._pool.everything()
         if self._match == "all":
             return everything
-        sources = {self._dataset.samples[index].id for index in marginal}
+        sources = {self._dataset.samples[index].id for index in wanted.marginal}
+        sources |= {class_source(shortage.class_name) for shortage in wanted.classes}
         return [candidate for candidate in everything if candidate.sample.source_id in sources]
 
 
 def make_pool(config: TrainerConfig, dataset: Dataset, feed: Feed) -> None:
-    """Ask for images of every real sample, as feedback 0, and wait for them; a pool that is whole is not made again."""
+    """Ask for images of every real sample, and of scarce classes, as feedback 0, and wait for them; a pool that is
+    whole is not made again.
+
+    Raises:
+        ConfigError: no class is rare, and nothing else is to be asked for.
+    """
     if not feed.pool.complete(0):
-        everything = range(len(dataset))
+        everything = range(len(dataset) if config.feedback.enabled else 0)
+        short = before_training(config, dataset) if config.mode == "offline" else []
+        wanted = Wanted(everything, [0.0] * len(everything), short)
+        if wanted.nothing:
+            raise ConfigError(
+                f"no class is less than {config.feedback.scarcity.part:.3g} of the dataset, so that the pool would be "
+                "empty: set feedback.scarcity.part higher, name its classes, or set feedback.enabled = true",
+                param="feedback.scarcity",
+            )
         samples = RealSamples(dataset, config.feedback.send_pixels)
-        asked = feed.asked(0) or question(config, samples, 0, 0, everything, [0.0] * len(dataset))
+        asked = feed.asked(0) or question(config, samples, 0, 0, wanted)
         if config.mode == "synthetic":
             asked = asked.model_copy(update={"images_per_sample": 1})
         feed.post(asked)
@@ -162,11 +195,11 @@ class Shared:
     def __init__(self, processes: OneProcess, source: Source | None):
         self._processes, self._source = processes, source
 
-    def ask(self, iteration: int, model_version: int, marginal: Sequence[int], scores: Sequence[float]) -> None:
-        self._processes.first(lambda: self._source.ask(iteration, model_version, marginal, scores))
+    def ask(self, iteration: int, model_version: int, wanted: Wanted) -> None:
+        self._processes.first(lambda: self._source.ask(iteration, model_version, wanted))
 
-    def take(self, iteration: int, marginal: Sequence[int]) -> list[Candidate]:
-        return self._processes.first(lambda: self._source.take(iteration, marginal), pack=packed, unpack=unpacked)
+    def take(self, iteration: int, wanted: Wanted) -> list[Candidate]:
+        return self._processes.first(lambda: self._source.take(iteration, wanted), pack=packed, unpack=unpacked)
 
 
 def question(
@@ -174,15 +207,15 @@ def question(
     samples: RealSamples | PoolMembers,
     iteration: int,
     model_version: int,
-    marginal: Sequence[int],
-    scores: Sequence[float],
+    wanted: Wanted,
 ) -> Feedback:
-    """The feedback of one iteration (GenDataAgent 2.2)."""
+    """The feedback of one iteration: hard samples (GenDataAgent 2.2) and scarce classes (ARGen 3)."""
     return Feedback(
         run=config.run,
         feedback=iteration,
         model_version=model_version,
         images_per_sample=config.feedback.images_per_sample,
         model=config.feedback.model,
-        samples=[samples.named(index, score) for index, score in zip(marginal, scores, strict=True)],
+        samples=[samples.named(index, score) for index, score in zip(wanted.marginal, wanted.scores, strict=True)],
+        classes=list(wanted.classes),
     )

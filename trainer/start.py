@@ -39,6 +39,7 @@ from trainer.source import (
     stand_ins,
 )
 from trainer.tasks.interface import Task
+from trainer.video_quality.assessment import opened
 
 # settings that may differ between them
 MACHINE = {"runs_dir", "device", "threads", "cache_gib", "workers", "service", "metrics_host", "metrics_port"}
@@ -160,9 +161,10 @@ def check(config: TrainerConfig) -> None:
     """See whether the task can be had, and what it is measured on is named rightly, before anything is read.
 
     Raises:
-        ConfigError: the task or its table [trainer.model] is wrong.
+        ConfigError: the task or its table [trainer.model] is wrong, or a network of [trainer.measure.video] is missing.
     """
     _task(config, config.dataset.classes or ())
+    opened(config.measure.video, torch.device("cpu"))
 
 
 def _task(config: TrainerConfig, classes: Sequence[str]) -> Task:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from protocol.messages import class_source
 from trainer import books
 from trainer.durable import write_durably
 from trainer.metrics import class_counts
@@ -32,7 +33,7 @@ class Summary(BaseModel):
     iterations_planned: int
     updates: int  # optimiser updates at the end of the last finished iteration
 
-    headline: str | None  # the task's main figure: "test_top1", "mAP", "verification"; None: nothing is held out
+    headline: str | None  # the task's main figure: "test_top1", "mAP", "test_uar", ...; None: nothing is held out
     score: float | None  # that figure at the end; a part of one, more is better
     best_score: float | None  # highest of any iteration
     rank1: float | None  # re-identification: part of the queries whose nearest picture is of the same person
@@ -44,6 +45,11 @@ class Summary(BaseModel):
     train_val_gap: float | None  # training minus held-out accuracy (GenDataAgent Table 14)
     synthetic_top1: float | None  # of the last iteration's synthetic samples (Figure 6c)
     robustness: dict[str, float] | None  # corruption -> held-out accuracy, mean over severities (Table 13)
+    fvd: float | None  # Frechet video distance of the clips trained on from real ones of their classes (ARGen eq. 29)
+    sfvd: float | None  # its mean over subjects (eq. 33); metrics.jsonl has each
+    tfvd: float | None  # and over classes
+    diversity: float | None  # mean perceptual distance of those clips within a class (ARGen Table 8)
+    scarce: dict[str, int] | None  # class name -> label, of those that the generator was asked for as such; None: none
     count_correlation: float | None  # Pearson's r over classes: first synthetic samples, accuracy before (Figure 5)
     gain_correlation: float | None  # the same of all synthetic samples and the gain of accuracy (Figure 5)
 
@@ -68,6 +74,7 @@ class Summary(BaseModel):
     lookahead_seen: int | None  # synthetic rows (a sample is a row once an epoch); None: lookahead was off
     lookahead_kept: int | None  # of them, trained on
     prompts_by: dict[str, int]  # who perturbed captions -> the samples made from its prompts
+    for_classes: dict[str, int]  # scarce class -> samples that arrived for it as such, not for a sample of it
     caption_fallback: float | None  # part of those that the template made; None: nothing perturbed captions
     device: str | None  # that the model was trained on: "cpu", "cuda"
     device_hours: dict[str, float]  # by stage (Figure 4), see `metrics.device_hours`
@@ -113,6 +120,7 @@ def summary_of(record: Record) -> Summary:
         **_accuracies(record),
         **_samples(record, account),
         **_prompts(record),
+        **_clips(record),
     )
 
 
@@ -136,6 +144,13 @@ def _accuracies(record: Record) -> dict[str, Any]:
         "count_correlation": first.correlation if first else None,
         "gain_correlation": gained.correlation if gained else None,
     }
+
+
+def _clips(record: Record) -> dict[str, Any]:
+    """What was measured of synthetic clips, and the classes that were short of them."""
+    last, short = _last(record), {c.class_name: c.label for asked in record.feedback for c in asked.classes}
+    means = {name: (last.get(name) or {}).get("mean") for name in ("sfvd", "tfvd", "diversity")}
+    return {"fvd": last.get("fvd"), **means, "scarce": short or None}
 
 
 def headline_of(row: Row) -> str | None:
@@ -166,9 +181,12 @@ def _samples(record: Record, account: books.Books) -> dict[str, Any]:
 
 
 def _prompts(record: Record) -> dict[str, Any]:
-    """Who perturbed the captions that samples were made from."""
+    """Who perturbed the captions that samples were made from, and which of them were made for a class."""
     by = Counter(sample.prompt_by for sample in record.samples() if sample.prompt_by is not None)
-    return {"prompts_by": dict(by.most_common()), "caption_fallback": by[TEMPLATE] / by.total() if by else None}
+    scarce = {class_source(name): name for name in record.class_names().values()}
+    found = Counter(scarce[sample.source_id] for sample in record.samples() if sample.source_id in scarce)
+    told: dict[str, Any] = {"for_classes": dict(sorted(found.items()))}
+    return told | {"prompts_by": dict(by.most_common()), "caption_fallback": by[TEMPLATE] / by.total() if by else None}
 
 
 def _total(record: Record, name: str) -> int:

@@ -1,7 +1,8 @@
 """The arms of the ablations, as what each changes in a recipe, and the tables that set them side by side.
 
-GenDataAgent's are here, RL-identity's in `identity`. Knows nothing of how arms are run, nor of what came out. Arms that
-come to the same settings are one, such as those with and without caption perturbation of a recipe that perturbs none.
+GenDataAgent's are here, RL-identity's in `identity`, ARGen's in `expressions`. Knows nothing of how arms are run, nor
+of what came out. Arms that come to the same settings are one, such as those with and without caption perturbation of a
+recipe that perturbs none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.ablation import identity
+from agent.ablation import expressions, identity
 from agent.ablation.table import BASELINE, Changes, Table
 from protocol import config
 from protocol.errors import ConfigError
@@ -98,13 +99,14 @@ GENDATAAGENT: dict[str, Table] = {
 }
 
 
-TABLES = GENDATAAGENT | identity.TABLES
+TABLES = GENDATAAGENT | identity.TABLES | expressions.TABLES
 
 
 def arms(recipe: config.Settings) -> dict[str, Changes]:
-    """Every arm that the recipe has, by name: GenDataAgent's where it classifies, RL-identity's where it tunes."""
+    """Every arm that the recipe has, by name: GenDataAgent's where it classifies, RL-identity's where it tunes, ARGen's
+    where it learns a policy for clips."""
     classifies = recipe.get("trainer", {}).get("task", "classification") == "classification"
-    return (_gendataagent(recipe) if classifies else {}) | identity.arms(recipe)
+    return (_gendataagent(recipe) if classifies else {}) | identity.arms(recipe) | expressions.arms(recipe)
 
 
 def _gendataagent(recipe: config.Settings) -> dict[str, Changes]:
@@ -177,14 +179,16 @@ def same(recipe: config.Settings, every: Mapping[str, Changes]) -> dict[str, str
 
 
 def chosen(names: Iterable[str] | None, recipe: config.Settings) -> dict[str, Table]:
-    """The tables of these names; None: RL-identity's where the recipe tunes its generator, else GenDataAgent's.
+    """The tables of these names; None: ARGen's where the recipe recognises clips, RL-identity's where it tunes its
+    generator, else GenDataAgent's.
 
     Raises:
         ConfigError: there is no such table, or the recipe lacks arms of it.
     """
     known = arms(recipe)
     if names is None:
-        own = identity.TABLES if identity.OURS in known else GENDATAAGENT
+        tuned = identity.TABLES if identity.OURS in known else GENDATAAGENT
+        own = expressions.TABLES if expressions.makes_clips(recipe) else tuned
         names = [name for name, table in own.items() if all(arm in known for _, arm in table.rows)]
     wanted = list(names)
     if unknown := [name for name in wanted if name not in TABLES]:
@@ -192,7 +196,10 @@ def chosen(names: Iterable[str] | None, recipe: config.Settings) -> dict[str, Ta
     for name in wanted:
         _check_arms(name, known)
     if not wanted:
-        raise ConfigError("no table suits this recipe: it neither classifies nor has [agent.tune]", param="tables")
+        raise ConfigError(
+            "no table suits this recipe: it neither classifies nor has [agent.tune], nor [agent.policy] for clips",
+            param="tables",
+        )
     return {name: TABLES[name] for name in wanted}
 
 
@@ -202,6 +209,8 @@ def _check_arms(table: str, known: Mapping[str, Changes]) -> None:
         return
     if table in GENDATAAGENT:
         needs = "task classification"
+    elif table in expressions.TABLES:
+        needs = "task video and a policy that is learnt, by a table [agent.policy]"
     elif identity.OURS in known:
         needs = "another backbone, in [recipe.vit]"
     else:

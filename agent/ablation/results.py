@@ -17,7 +17,9 @@ from agent.ablation.table import BASELINE, Table
 
 STAGES = ("adaptation", "generation", "training")  # of the paper's Figure 4; generation perturbs captions, too
 GENERATION = ("generate", "caption")  # of a run's stages
-TOP1, MAP, VERIFICATION = HEADLINES = ("test_top1", "mAP", "verification")
+TOP1, MAP, VERIFICATION, UAR = HEADLINES = ("test_top1", "mAP", "verification", "test_uar")
+DISTANCES = ("FVD", "sFVD", "tFVD")  # columns of synthetic clips; others are recalls of scarce classes, by class name
+SECOND = {MAP: "rank1", UAR: "test_top1"}  # headline -> what stands beside it; WAR is the top-1 accuracy
 NOT_TRAINING = ("adapt", *GENERATION, "wait")  # its other ones are the trainer's work
 
 
@@ -35,9 +37,12 @@ class Outcome(BaseModel):
 
     headline: str = TOP1  # what the score is: one of HEADLINES
     score: float
-    second: float | None  # beside mAP Rank-1, else lowest over highest class accuracy; None: not measured
+    second: float | None  # beside mAP Rank-1, beside UAR WAR, else lowest over highest class accuracy; None: not known
     hours: dict[str, float]  # of devices, by stage, of those that the run had
     missing: int  # synthetic samples that it asked for and did not get
+    distances: dict[str, float] = {}  # of synthetic clips from real ones, those of DISTANCES that were measured
+    recalls: list[float | None] = []  # by label; None: the class has no held-out samples
+    scarce: dict[str, int] = {}  # class name -> label, of the classes that it asked the generator for as such
 
 
 class Row(BaseModel):
@@ -48,6 +53,7 @@ class Row(BaseModel):
     score: Estimate | None  # parts of one
     gain: Estimate | None  # of the score over the row's baseline, by pairs of the same seed
     second: Estimate | None
+    measured: dict[str, Estimate] = {}  # by column
     hours: dict[str, float]  # of devices, by stage, means over the seeds
     missing: int  # synthetic samples that its runs asked for and did not get
     failed: dict[int, str]  # seed -> why it is not done
@@ -57,6 +63,7 @@ class Row(BaseModel):
 class TableResult(BaseModel):
     title: str
     spread: str  # which of an estimate's spreads the paper prints
+    columns: list[str] = []  # beside score and second: recall of the scarce classes, by class name, and DISTANCES
     rows: list[Row]
 
 
@@ -81,9 +88,12 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
     return Outcome(
         headline=headline,
         score=summary[TOP1] if headline == TOP1 else summary["score"],
-        second=summary.get("rank1") if headline == MAP else summary["worst_case_disparity"],
+        second=summary.get(SECOND.get(headline, "worst_case_disparity")),
         hours={stage: value for stage, value in named.items() if value is not None} | {"training": training},
         missing=summary["dead"] + summary["outstanding"],
+        distances={name: summary[name.lower()] for name in DISTANCES if summary.get(name.lower()) is not None},
+        recalls=summary.get("per_class") or [],
+        scarce=summary.get("scarce") or {},
     )
 
 
@@ -101,6 +111,10 @@ def table_result(
         run_as: arm -> the arm with equal settings that was run for it.
         outcomes, failed: by arm and seed.
     """
+    shown = [one for _, arm in table.rows for one in _of(outcomes, run_as[arm]).values()]
+    scarce = {name: label for one in shown for name, label in one.scarce.items()}
+    columns = sorted(scarce, key=lambda name: scarce[name])
+    columns += [name for name in DISTANCES if any(name in one.distances for one in shown)]
     rows = []
     for label, arm in table.rows:
         over = table.over.get(arm, BASELINE)
@@ -113,13 +127,14 @@ def table_result(
                 score=estimate([one.score for one in own.values()]),
                 gain=None if arm == over else estimate(pairs),
                 second=estimate([one.second for one in own.values() if one.second is not None]),
+                measured=_measured(list(own.values()), scarce),
                 hours=_mean_hours(list(own.values())),
                 missing=sum(one.missing for one in own.values()),
                 failed={seed: reason for (ran, seed), reason in failed.items() if ran == run_as[arm]},
                 paper=paper.cell(name, label, dataset),
             )
         )
-    return TableResult(title=table.title, spread=table.spread, rows=rows)
+    return TableResult(title=table.title, spread=table.spread, columns=columns, rows=rows)
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -129,6 +144,14 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     deviation = statistics.stdev(values) if len(values) > 1 else None
     error = None if deviation is None else deviation / math.sqrt(len(values))
     return Estimate(mean=statistics.fmean(values), standard_error=error, standard_deviation=deviation, n=len(values))
+
+
+def _measured(outcomes: Sequence[Outcome], scarce: Mapping[str, int]) -> dict[str, Estimate]:
+    """By column; those that no seed has are left out."""
+    found = {name: [one.recalls[label] for one in outcomes if one.recalls] for name, label in scarce.items()}
+    found |= {name: [one.distances.get(name) for one in outcomes] for name in DISTANCES}
+    estimates = {name: estimate([v for v in values if v is not None]) for name, values in found.items()}
+    return {name: value for name, value in estimates.items() if value is not None}
 
 
 def _of(outcomes: Mapping[tuple[str, int], Outcome], arm: str) -> dict[int, Outcome]:

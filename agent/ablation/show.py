@@ -8,9 +8,22 @@ from rich import box
 from rich.table import Table
 
 from agent.ablation.paper import Cell
-from agent.ablation.results import MAP, STAGES, TOP1, VERIFICATION, Estimate, Result, Row, TableResult
+from agent.ablation.results import (
+    DISTANCES,
+    MAP,
+    STAGES,
+    TOP1,
+    UAR,
+    VERIFICATION,
+    Estimate,
+    Result,
+    Row,
+    TableResult,
+)
 
-SCORES = {TOP1: "top-1", MAP: "mAP", VERIFICATION: "verification"}
+SCORES = {TOP1: "top-1", MAP: "mAP", VERIFICATION: "verification", UAR: "UAR"}
+SECONDS = {MAP: "Rank-1, %", UAR: "WAR, %"}  # headline -> what stands beside it, where that is in percent
+ARGEN = "argen-"  # how names of its tables begin
 FIGURES = {"figure-5": "Figure 5", "figure-6": "Figure 6"}  # tables that are shown as bars, too
 NONE = "-"
 
@@ -19,7 +32,7 @@ def markdown(result: Result) -> str:
     """The whole of `ablation.md`."""
     parts = [f"# Ablation of {result.recipe}\n\n{_intro(result)}\n"]
     for name, table in result.tables.items():
-        header, cells = _header(result), [_cells(row, table, result) for row in table.rows]
+        header, cells = _header(table, result), [_cells(row, table, result) for row in table.rows]
         lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
         grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         grid += f"\n\n![{table.title}]({picture(name)})" if name in FIGURES else ""
@@ -32,7 +45,7 @@ def terminal(result: Result) -> Iterator[Table | str]:
     yield _intro(result)
     for name, table in result.tables.items():
         shown = Table(title=_title(name, table), title_justify="left", box=box.SIMPLE_HEAD)
-        for column in _header(result):
+        for column in _header(table, result):
             shown.add_column(column, justify="right" if column else "left", no_wrap=not column)
         for row in table.rows:
             shown.add_row(*_cells(row, table, result))
@@ -51,6 +64,8 @@ def notes(table: TableResult) -> list[str]:
         alike = [row.label for row in table.rows if row.arm == arm]
         if len(alike) > 1:
             found.append(f"{' and '.join(alike)}: one run, as this recipe sets them alike")
+    if any(row.paper and row.paper.measured_deviation for row in table.rows):
+        found.append("sFVD and tFVD: the paper's ± is over the groups of clips, ours over seeds")
     return found
 
 
@@ -68,27 +83,51 @@ def picture(table: str) -> str:
 
 def _title(name: str, table: TableResult) -> str:
     number = f"Table {name}: " if name.isdecimal() else f"{FIGURES[name]}: " if name in FIGURES else ""
+    number = f"ARGen Table {name.removeprefix(ARGEN)}: " if name.startswith(ARGEN) else number
     return f"{number}{table.title} (mean ± {table.spread})"
 
 
-def _header(result: Result) -> list[str]:
-    score, second = SCORES[result.headline], "Rank-1, %" if result.headline == MAP else "worst/best"
-    own = ["", f"{score}, %", "gain", second, "n", f"hours: {', '.join(STAGES)}"]
-    return own + ([f"paper: {score}", second] if result.dataset else [])
+def _header(table: TableResult, result: Result) -> list[str]:
+    score, second = SCORES[result.headline], SECONDS.get(result.headline, "worst/best")
+    columns = [name if name in DISTANCES else f"{name}, %" for name in table.columns]
+    own = ["", f"{score}, %", "gain", second, *columns, "n", f"hours: {', '.join(STAGES)}"]
+    if not result.dataset:
+        return own
+    return [*own, f"paper: {score}", second, *(f"paper: {name}" for name in _printed_columns(table))]
+
+
+def _printed_columns(table: TableResult) -> list[str]:
+    """The columns that the paper prints of this table."""
+    return [name for name in table.columns if any(row.paper and name in row.paper.measured for row in table.rows)]
 
 
 def _cells(row: Row, table: TableResult, result: Result) -> list[str]:
     n = row.score.n if row.score else 0
-    form, scale = ("{:.1f}", 100) if result.headline == MAP else ("{:.2f}", 1)
+    form, scale = ("{:.1f}", 100) if result.headline in SECONDS else ("{:.2f}", 1)
     cells = [
         row.label,
         _estimate(row.score, table.spread, "{:.1f}", 100),
         _gain(row),
         _estimate(row.second, table.spread, form, scale),
+        *(_measured(row, name, table.spread) for name in table.columns),
         str(n) if n or not row.failed else "failed",
         ", ".join(f"{row.hours[stage]:.2g}" if stage in row.hours else NONE for stage in STAGES),
     ]
-    return [*cells, *_printed(row.paper, form)] if result.dataset else cells
+    if not result.dataset:
+        return cells
+    return [*cells, *_printed(row.paper, form), *(_printed_beside(row.paper, name) for name in _printed_columns(table))]
+
+
+def _measured(row: Row, column: str, spread: str) -> str:
+    found = row.measured.get(column)
+    return _estimate(found, spread, "{:.2f}") if column in DISTANCES else _estimate(found, spread, "{:.1f}", 100)
+
+
+def _printed_beside(cell: Cell | None, column: str) -> str:
+    if cell is None or column not in cell.measured:
+        return NONE
+    deviation = cell.measured_deviation.get(column)
+    return f"{cell.measured[column]:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
 def _gain(row: Row) -> str:
@@ -108,8 +147,8 @@ def _estimate(estimate: Estimate | None, spread: str, form: str, scale: float = 
 
 
 def _printed(cell: Cell | None, form: str) -> tuple[str, str]:
-    """The paper's cell. `form`: of its second number."""
-    if cell is None:
+    """The paper's score and what stands beside it. `form`: of the latter."""
+    if cell is None or cell.score is None:
         return NONE, NONE
     score = f"{cell.score:.1f}" if round(cell.score, 1) == cell.score else f"{cell.score:.2f}"
     score += f" ± {cell.score_deviation:.2f}" if cell.score_deviation is not None else ""

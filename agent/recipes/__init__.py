@@ -17,10 +17,24 @@ class RecipeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # GenDataAgent's data set, or RL-identity's; None: another
-    paper: Literal["Pets", "CUB", "Flowers", "Birdsnap", "Food", "IN100", "CASIA", "Market-1501", "CUHK03"] | None = (
-        None
-    )
+    # GenDataAgent's data set, RL-identity's, or ARGen's; None: another
+    paper: (
+        Literal[
+            "Pets",
+            "CUB",
+            "Flowers",
+            "Birdsnap",
+            "Food",
+            "IN100",
+            "CASIA",
+            "Market-1501",
+            "CUHK03",
+            "DFEW",
+            "FERV39k",
+            "CK+",
+        ]
+        | None
+    ) = None
     vit: dict[str, Any] = {}  # what the second backbone of Figure 6 changes in [trainer]: "table.key" -> value
     digits_per_class: int | None = Field(default=None, ge=1, le=150)  # draw scikit-learn's digits; None: own images
 

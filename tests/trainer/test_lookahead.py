@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from trainer import registry
 from trainer.selection.lookahead import lookahead, lookahead_scores
 
 
@@ -205,3 +206,23 @@ def test_the_count_is_exact_and_the_smallest_are_kept(synthetic, tenths):
     scores = lookahead_scores(model, half_square, x, y, virtual_lr=0.1)
     kept, dropped = scores[mask & selected], scores[mask & ~selected]
     assert not len(kept) or not len(dropped) or kept.max() <= dropped.min()
+
+
+@pytest.mark.parametrize("head", ["lstm", "transformer"])
+def test_of_clips_the_choice_is_that_of_a_copied_model(head: str):
+    """The masks are equal to the bit, with dropout and batch statistics, at several step sizes."""
+    kind = registry.resolve("task", "video")
+    options = {"model": "small_cnn", "image_size": 8, "frames": 3, "hidden": 8, "heads": 2, "dropout": 0.2}
+    task = kind(kind.Config(head=head, drop_rate=0.3, **options), tuple("abcde"))
+    torch.manual_seed(0)
+    model = task.build_model().train()
+    generator = torch.Generator().manual_seed(1)
+    x = task.preprocess(torch.randint(0, 256, (10, 3, 8, 8, 3), dtype=torch.uint8, generator=generator))
+    y, synthetic = torch.randint(5, (10,), generator=generator), torch.arange(10) >= 4
+    for seed, lr in enumerate((0.01, 0.3, 2.0)):
+        torch.manual_seed(seed)
+        selected = lookahead(model, task.losses, x, y, synthetic, virtual_lr=lr)
+        torch.manual_seed(seed)
+        expected = by_copy_and_step(model, x, y, lr)
+        best = sorted(range(4, 10), key=lambda row: expected[row].item())[:3]
+        assert selected.nonzero()[:, 0].tolist() == sorted([*range(4), *best])

@@ -99,7 +99,7 @@ def test_class_accuracies_of_the_training_set_average_to_its_own(tmp_path: Path,
 
 def test_gradient_rows_are_spread_over_the_set(run: Run, monkeypatch: pytest.MonkeyPatch):
     seen: list[int] = []
-    monkeypatch.setattr(measure, "gradient_magnitude", lambda task, model, x, y: seen.extend(y.tolist()) or 1.0)
+    monkeypatch.setattr(measure, "gradient_magnitude", lambda task, model, x, y, **_: seen.extend(y.tolist()) or 1.0)
     measure.gradient(run, run.real)
     assert seen == [0, 0, 1, 2]  # rows 0, 5, 10 and 15 of 18, six of each class
 

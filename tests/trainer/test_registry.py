@@ -10,6 +10,7 @@ from trainer.selection.vog import vog
 from trainer.tasks.interface import Task
 
 CLASSES = ("left", "right", "neither")
+SMALL = {"video": {"model": "small_cnn", "image_size": 12, "frames": 3, "hidden": 8}}  # others are by default
 
 
 @pytest.mark.parametrize("name", ENTRIES["feedback"])
@@ -39,16 +40,17 @@ def test_the_lowest_score_is_the_least_certain_row(name):
 
 @pytest.mark.parametrize("name", ENTRIES["task"])
 def test_every_task(name):
-    """Images in, a loss and a logit a row out; one update on the batch lowers its loss; VoG can score it."""
+    """Images or clips in, a loss and a logit a row out; one update on the batch lowers its loss; VoG can score it."""
     cls = resolve("task", name)
-    task = cls(cls.Config(), CLASSES)
+    task = cls(cls.Config(**SMALL.get(name, {})), CLASSES)
     assert isinstance(task, Task) and tuple(task.classes) == CLASSES
     torch.manual_seed(0)
     model = task.build_model().train()
-    images = torch.randint(0, 256, (6, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shape = (6, *([] if task.frame.frames is None else [task.frame.frames]), 12, 12, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     y = torch.arange(6) % 3
     x = task.augment(task.preprocess(images), torch.Generator().manual_seed(1))
-    assert x.dtype == torch.float32 and x.shape[:2] == (6, 3)
+    assert x.dtype == torch.float32 and len(x) == 6 and x.shape[-3] == 3
 
     snapshots = [{name: tensor.clone() for name, tensor in model.state_dict().items()}]
     loss = task.losses(model(x), y)

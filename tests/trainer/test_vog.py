@@ -171,3 +171,44 @@ def test_keep_by_hand():
     assert keep(scores, labels, 0.5).tolist() == [True, True, False, False, False, True, True]
     hundred = keep(torch.arange(100.0), torch.zeros(100, dtype=torch.long), 0.29)  # 0.29 * 100 is 28.999... in floats
     assert (~hundred).sum() == 29
+
+
+# ---------------------------------------------------------------- clips
+
+
+class Recurrent(nn.Module):
+    """[B, 2] of clips [B, M, 3, H, W]: a state that each frame changes, not linearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_frame, self.of_state = nn.Linear(3 * 2 * 2, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), 4)
+        for frame in x.unbind(1):
+            state = torch.tanh(self.of_frame(frame.flatten(1)) + self.of_state(state))
+        return self.head(state)
+
+
+def test_of_clips_it_is_the_spread_at_each_pixel_of_each_frame():
+    """Central differences of the true-class logit: colour mean, spread over checkpoints, mean over the rest."""
+    torch.manual_seed(0)
+    model = Recurrent().double()
+    snapshots = [{name: torch.randn_like(value) for name, value in model.state_dict().items()} for _ in range(3)]
+    x, y = torch.randn(2, 3, 3, 2, 2, dtype=torch.float64), torch.tensor([1, 0])
+    gradients = torch.zeros(3, *x.shape, dtype=torch.float64)
+    for checkpoint, snapshot in enumerate(snapshots):
+        model.load_state_dict(snapshot)
+        for at in np.ndindex(*x.shape):
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = x.clone()
+                moved[at] += step
+                with torch.no_grad():
+                    ends.append(model(moved)[at[0], y[at[0]]])
+            gradients[checkpoint][at] = (ends[0] - ends[1]) / 2e-5
+    expected = gradients.mean(3).std(0, unbiased=False).mean((1, 2, 3))  # [C, N, M, 3, H, W]: over colours, checkpoints
+    torch.testing.assert_close(vog(model, snapshots, x, y), expected, rtol=1e-6, atol=1e-9)
+    by_hand = vog_from_gradients(gradients.mean(3).movedim(0, 1))
+    torch.testing.assert_close(by_hand, expected, rtol=1e-12, atol=0)

@@ -1,10 +1,12 @@
-"""Real and synthetic images as one training set of equal-sized uint8 tensors.
+"""Real and synthetic images, or clips, as one training set of equal-sized uint8 tensors.
 
-Decodes and resizes; normalisation and augmentation belong to the task. Shapes: N rows, H x W pixels.
+Decodes and resizes; normalisation and augmentation belong to the task. Shapes: N rows, M frames of a clip, H x W
+pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,17 +16,30 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from protocol.clips import spread
 from protocol.dataset import Dataset
+from protocol.errors import ConfigError
 from trainer import pool
 from trainer.pool import Candidate
 
 
 class Frame(NamedTuple):
-    """The size that every image is brought to, and how."""
+    """The size that every image, or every frame of a clip, is brought to, and how."""
 
     height: int  # H, pixels
     width: int  # W, pixels
     crop: bool = True  # scaled until it covers the frame, and its centre cut out; false: stretched, nothing is lost
+    frames: int | None = None  # M: samples are clips, of each so many frames, evenly spread; None: they are images
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample: [H, W, 3] or [M, H, W, 3]."""
+        return (() if self.frames is None else (self.frames,)) + (self.height, self.width, 3)
+
+    @property
+    def pictures(self) -> int:
+        """How many images a sample is: M of a clip."""
+        return self.frames or 1
 
 
 Size = int | Frame  # an int: a square of so many pixels a side, cropped
@@ -35,9 +50,29 @@ def framed(size: Size) -> Frame:
     return size if isinstance(size, Frame) else Frame(size, size)
 
 
-def resized(image: np.ndarray, size: Size) -> Tensor:
-    """uint8 of any height and width, [..., 3] -> uint8 [H, W, 3]: bicubic, antialiased."""
+def resized(pixels: np.ndarray, size: Size) -> Tensor:
+    """uint8 of any height and width, [..., 3] -> uint8 [H, W, 3]: bicubic, antialiased. Of a clip, [m, ..., 3] ->
+    [M, H, W, 3], evenly spread.
+
+    Raises:
+        ConfigError: it is a clip and images are wanted, or the reverse.
+    """
     frame = framed(size)
+    if (pixels.ndim == 4) != (frame.frames is not None):
+        raise ConfigError(KINDS[pixels.ndim == 4], param="task")
+    if frame.frames is None:
+        return _resized(pixels, frame)
+    return torch.stack([_resized(pixels[index], frame) for index in spread(len(pixels), frame.frames)])
+
+
+KINDS = {  # what is wrong, by whether the sample is a clip
+    True: 'a sample is a clip, and the task wants images: set trainer.task = "video", or give it images',
+    False: 'a sample is an image, and the task wants clips: set layout = "clips" for a dataset of clips, a backend '
+    "that makes clips, or another trainer.task",
+}
+
+
+def _resized(image: np.ndarray, frame: Frame) -> Tensor:
     height, width = image.shape[:2]
     if (height, width) != frame[:2]:
         fitted = (frame.width, frame.height)
@@ -51,30 +86,38 @@ def resized(image: np.ndarray, size: Size) -> Tensor:
 
 
 class Decoded:
-    """Images of a dataset that are decoded each time they are asked for; indexed by rows and slices like a tensor."""
+    """Samples of a dataset that are decoded each time they are asked for; indexed by rows and slices like a tensor."""
 
     def __init__(self, dataset: Dataset, size: Size):
-        self._dataset, self._size = dataset, size
+        self._dataset, self._frame = dataset, framed(size)
 
     def __getitem__(self, rows: int | slice) -> Tensor:
         if isinstance(rows, int):
-            return resized(self._dataset.image(rows), self._size)
-        return torch.stack([self[row] for row in range(*rows.indices(len(self._dataset)))])
+            frames = self._frame.frames
+            pixels = self._dataset.image(rows) if frames is None else self._dataset.clip(rows, frames)
+            return resized(pixels, self._frame)
+        chosen = range(*rows.indices(len(self._dataset)))
+        found = torch.empty(len(chosen), *self._frame.shape, dtype=torch.uint8)
+        for place, row in enumerate(chosen):
+            found[place] = self[row]
+        return found
 
 
 class RealImages(TorchDataset):
-    """The real samples of one split, kept in memory when they fit. Items are (image uint8 [H, W, 3], label, False).
+    """The real samples of one split, kept in memory when they fit. Items are (image uint8 [H, W, 3], label, False); of
+    clips [M, H, W, 3].
 
     Args:
         size: what each is brought to.
         cache_gib: memory they may take; past it they are decoded again in every epoch.
+        labels: of each sample; None: the dataset's own.
     """
 
-    def __init__(self, dataset: Dataset, size: Size, cache_gib: float):
+    def __init__(self, dataset: Dataset, size: Size, cache_gib: float, labels: Sequence[int] | None = None):
         self.dataset, self.frame = dataset, framed(size)
-        self.labels = torch.tensor([entry.label for entry in dataset.samples])
+        self.labels = torch.tensor([entry.label for entry in dataset.samples] if labels is None else labels)
         decoded = Decoded(dataset, self.frame)
-        fits = len(dataset) * self.frame.height * self.frame.width * 3 <= cache_gib * 2**30
+        fits = len(dataset) * math.prod(self.frame.shape) <= cache_gib * 2**30
         self.images: Tensor | Decoded = decoded[:] if fits else decoded
 
     def __len__(self) -> int:
@@ -85,14 +128,19 @@ class RealImages(TorchDataset):
 
 
 def read(candidates: Sequence[Candidate], size: Size) -> Tensor:
-    """Pixels of candidates, uint8 [N, H, W, 3]. Raises CheckpointCorrupt."""
-    if not candidates:
-        return torch.empty(0, *framed(size)[:2], 3, dtype=torch.uint8)
-    return torch.stack([resized(image, size) for image in pool.images(candidates)])
+    """Pixels of candidates, uint8 [N, H, W, 3], of clips [N, M, H, W, 3].
+
+    Raises:
+        CheckpointCorrupt: a file of the run's folder is missing or was altered. ConfigError: as `resized`.
+    """
+    found = torch.empty(len(candidates), *framed(size).shape, dtype=torch.uint8)
+    for row, pixels in pool.each_image(candidates):
+        found[row] = resized(pixels, size)
+    return found
 
 
 class SyntheticImages(TorchDataset):
-    """Candidates of one iteration, in memory. Items are (image uint8 [H, W, 3], label, True).
+    """Candidates of one iteration, in memory. Items are (image uint8 [H, W, 3], of clips [M, H, W, 3], label, True).
 
     Args:
         images: their pixels, as `read` finds them.

@@ -16,7 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from protocol.dataset import Dataset, DatasetConfig, Entry, find_bad, sample_id
+from protocol.dataset import Dataset, DatasetConfig, Entry, sample_id
+from protocol.dataset_files import BadFileReport, check_files
 from protocol.errors import BadFile, DatasetError
 from trainer.data.pair_lists import FOLDS, READERS, Pair
 
@@ -143,7 +144,8 @@ def _dataset(config: PairsConfig, pairs: Sequence[Pair], pictures: Sequence[str]
     paths = [(folder / picture, (folder / picture).relative_to(config.root).as_posix()) for picture in pictures]
     entries = [Entry(sample_id(relative), 0, config.name, None, path, relative) for path, relative in paths]
     place = DatasetConfig(root=config.root, links_to=config.links_to)
-    bad = find_bad(entries, place)
+    checked = check_files([(entry.path, False) for entry in entries], place)
+    bad = [found for found in checked if isinstance(found, BadFileReport)]
     if bad:
         raise BadFile(f"{bad[0].path}: {bad[0].reason} ({len(bad)} of {len(pictures)} pictures are bad). Restore it")
     return Dataset([config.name], entries, (), place.max_pixels, place.places())

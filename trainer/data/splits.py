@@ -10,7 +10,7 @@ import torch
 from protocol.dataset import Dataset
 from protocol.errors import ConfigError
 from trainer.data.batches import derive
-from trainer.data.images import Images, RealImages
+from trainer.data.images import KINDS, Images, RealImages
 from trainer.selection import ranking
 from trainer.settings import TrainerConfig
 from trainer.tasks.interface import Task
@@ -31,8 +31,11 @@ def open_splits(config: TrainerConfig, dataset: Dataset, task: Task) -> Splits:
         dataset: the real samples.
 
     Raises:
-        ConfigError, DatasetError: no class has enough samples to hold one out, or as `Task.open_test`.
+        ConfigError, DatasetError: the dataset is of clips and the task of images, or the reverse; no class has enough
+            samples to hold one out; or as `Task.open_test`.
     """
+    if len(dataset) and dataset.is_clips != (task.frame.frames is not None):
+        raise ConfigError(KINDS[dataset.is_clips], param="task")
     size = task.frame
     rows, held_out = torch.ones(len(dataset), dtype=torch.bool), None
     if config.thresholds.auto:

@@ -44,10 +44,11 @@ def some(labels: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def erased(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images uint8 [N, H, W, 3], each with a rectangle of random colours (Random Erasing, Zhong et al. 2020)."""
-    x, zero, one = images.permute(0, 3, 1, 2).float() / 255, torch.zeros(3), torch.ones(3)
+    """Images uint8 [N, H, W, 3] or clips [N, M, H, W, 3], each with a rectangle of random colours (Random Erasing,
+    Zhong et al. 2020)."""
+    x, zero, one = images.movedim(-1, -3).float() / 255, torch.zeros(3), torch.ones(3)
     noisy = random_erasing(x, generator, len(x), slice(0, len(x)), probability=1.0, mean=zero, std=one)
-    return (255 * noisy).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return (255 * noisy).round().to(torch.uint8).movedim(-3, -1)
 
 
 def principal_components(features: Tensor, most: int = COMPONENTS) -> Tensor:

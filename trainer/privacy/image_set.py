@@ -14,12 +14,12 @@ from trainer import pool
 from trainer.data.images import Frame, resized
 from trainer.pool import Candidate
 
-READ_ROWS = 256  # pictures in memory at a time, at their own size
+READ_ROWS = 256  # pictures, or frames, in memory at a time, at their own size
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images. `pictures` gives those of some rows, each uint8 RGB [H, W, 3]."""
+    """N images, or clips. `pictures` gives those of some rows, each uint8 RGB [H, W, 3] or [M, H, W, 3]."""
 
     labels: Tensor  # int64 [N]
     names: Sequence[str]  # label -> class name
@@ -30,7 +30,8 @@ class ImageSet:
     def of_dataset(cls, dataset: Dataset) -> ImageSet:
         labels = torch.tensor([entry.label for entry in dataset.samples])
         ids = [entry.id for entry in dataset.samples]
-        return cls(labels, dataset.classes, ids, lambda rows: [dataset.image(row) for row in rows])
+        read = dataset.clip if dataset.is_clips else dataset.image
+        return cls(labels, dataset.classes, ids, lambda rows: [read(row) for row in rows])
 
     @classmethod
     def of_candidates(cls, candidates: Sequence[Candidate], names: Sequence[str]) -> ImageSet:
@@ -42,8 +43,8 @@ class ImageSet:
         return len(self.labels)
 
     def in_parts(self, frame: Frame) -> Iterator[Tensor]:
-        """All images in order, a part at a time: uint8 [rows, H, W, 3]."""
-        for rows in torch.arange(len(self)).split(READ_ROWS):
+        """All images in order, a part at a time: uint8 [rows, H, W, 3], of clips [rows, M, H, W, 3]."""
+        for rows in torch.arange(len(self)).split(max(1, READ_ROWS // frame.pictures)):
             yield torch.stack([resized(picture, frame) for picture in self.pictures(rows.tolist())])
 
     def class_of(self, row: int) -> str:

@@ -37,7 +37,10 @@ def write(subject: Subject, features: Sequence[str], options: Options, out: Path
     """
     check_out(out)
     asked = dict.fromkeys(name for name in features if name != PIXELS)
-    compared = [spaces.pixels(subject.frame), *(spaces.named(name, subject.run) for name in asked)]
+    compared = [
+        spaces.pixels(subject.frame),
+        *(spaces.named(name, subject.run, subject.frame.frames) for name in asked),
+    ]
     found = assess(subject, compared, options)
     write_durably(out.with_suffix(".json"), found.model_dump_json(indent=2).encode())
     write_durably(out, page(subject, found).encode())

@@ -5,6 +5,7 @@ Shapes: N images, D values of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class Space:
 
 def small(frame: Frame) -> Frame:
     """The size that pixels are compared at, for images of this one: stretched to it, as generators learn them."""
-    return Frame(min(frame.height, SMALL), min(frame.width, SMALL), crop=False)
+    return Frame(min(frame.height, SMALL), min(frame.width, SMALL), crop=False, frames=frame.frames)
 
 
 def pixels(frame: Frame) -> Space:
@@ -57,21 +58,22 @@ def pixels(frame: Frame) -> Space:
         "pixels",
         f"root mean square difference of pixels in [0, 1], at {frame.width} x {frame.height}",
         lambda images: torch.cat([part.flatten(1) for part in images.in_parts(frame)]),
-        scale=1 / (255 * (frame.height * frame.width * 3) ** 0.5),
+        scale=1 / (255 * math.prod(frame.shape) ** 0.5),
     )
 
 
-def named(name: str, run: tuple[Record, Task] | None) -> Space:
+def named(name: str, run: tuple[Record, Task] | None, frames: int | None = None) -> Space:
     """The space that `--features` asks for beside the pixels.
 
     Args:
         name: "timm:MODEL" or "own". run: its record and its task; None: no run is looked at.
+        frames: of each clip, whose features are averaged; None: they are images.
 
     Raises:
         ConfigError: there is no such model, its weights are not to be had, or there is no run's own.
     """
     if name.startswith(TIMM):
-        return _of_timm(name.removeprefix(TIMM))
+        return _of_timm(name.removeprefix(TIMM), frames)
     if name != OWN:
         raise ConfigError(f'--features {name!r} is neither "pixels", "own" nor "timm:MODEL"', param="features")
     if run is None:
@@ -81,7 +83,7 @@ def named(name: str, run: tuple[Record, Task] | None) -> Space:
     return _of_run(*run)
 
 
-def _of_timm(name: str) -> Space:
+def _of_timm(name: str, frames: int | None) -> Space:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:
@@ -97,10 +99,12 @@ def _of_timm(name: str) -> Space:
 
     def compute(images: Tensor) -> Tensor:
         with eval_mode(model), torch.no_grad():
-            x = (images.float() / 255 - mean).div(std).permute(0, 3, 1, 2)
-            return model(x.to(device)).cpu()
+            pictures = images.flatten(0, -4)
+            x = (pictures.float() / 255 - mean).div(std).permute(0, 3, 1, 2)
+            features = model(x.to(device)).cpu().flatten(1)
+            return features.unflatten(0, (len(images), -1)).mean(1)
 
-    return _of_features(f"timm:{name}", Frame(*told["input_size"][1:]), compute)
+    return _of_features(f"timm:{name}", Frame(*told["input_size"][1:], frames=frames), compute)
 
 
 def _of_run(record: Record, task: Task) -> Space:
@@ -128,7 +132,11 @@ def _of_features(name: str, frame: Frame, compute: Callable[[Tensor], Tensor]) -
     """Features scaled to length 1, so that a distance is in [0, 2]."""
 
     def vectors(images: ImageSet) -> Tensor:
-        found = [compute(rows).float() for part in images.in_parts(frame) for rows in part.split(BATCH)]
+        found = [
+            compute(rows).float()
+            for part in images.in_parts(frame)
+            for rows in part.split(max(1, BATCH // frame.pictures))
+        ]
         return F.normalize(torch.cat(found).flatten(1), dim=1)
 
     return Space(name, f"Euclidean distance of {name} features of length 1, in [0, 2]", vectors)

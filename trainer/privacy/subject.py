@@ -85,10 +85,12 @@ def of_samples(folder: Path, title: str, data: DatasetConfig, held_out: str | No
         As `of_run`.
     """
     train = Dataset.open(data)
-    made = Dataset.open(DatasetConfig(root=folder, classes=list(train.classes), on_bad_file="fail"))
+    layout = "clips" if train.is_clips else "auto"
+    made = Dataset.open(DatasetConfig(root=folder, layout=layout, classes=list(train.classes), on_bad_file="fail"))
     told = f"the {len(made):,} samples in {folder}"
     synthetic = ImageSet.of_dataset(made)
-    frame = Frame(*synthetic.pictures([0])[0].shape[:2])
+    *frames, height, width, _ = synthetic.pictures([0])[0].shape
+    frame = Frame(height, width, frames=frames[0] if frames else None)
     return _subject(title, told, data, train, held_out, synthetic, frame)
 
 

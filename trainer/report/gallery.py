@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from protocol import codec
-from protocol.messages import Feedback
+from protocol import clips, codec
+from protocol.messages import ClassShortage, Feedback
 from trainer.report.pictures import Album, Pair, Picture
 from trainer.report.words import FILTERS, count, percent
 from trainer.summary import TEMPLATE
@@ -16,6 +17,7 @@ MADE = 8  # synthetic samples beside each real one
 FILTER_CLASSES = 10
 FILTER_EACH = 5  # lowest and highest of each class
 NEAR_COPIES = 12
+QUALITY = 75  # of clips, as WebP
 TINY = 64  # pixels: pictures up to this side are enlarged without smoothing
 CRITERIA = {
     "marginal": "the probability that the model gave to its own class: the lower, the harder",
@@ -78,6 +80,26 @@ def _asked(album: Album, feedback: Feedback) -> str:
     return f"<h3>Asked for in iteration {feedback.feedback + 1}</h3>{_pairs(pairs, left, 'made for it')}"
 
 
+def scarce_classes(album: Album) -> str:
+    """What was made for the scarce classes of the first and of the last question that named any."""
+    asked = [(feedback, album.short_of(feedback, MADE)) for feedback in album.record.feedback]
+    answered = [(feedback, found) for feedback, found in asked if found]
+    if not answered:
+        return "<p>Nothing came for the classes that were asked for.</p>"
+    told = "<p>These classes were asked for as such: they are recognised badly, and rare.</p>"
+    return told + _key(album) + "".join(_short(album, *one) for one in (*answered[:1], *answered[1:][-1:]))
+
+
+def _short(album: Album, feedback: Feedback, found: Sequence[tuple[ClassShortage, list[Picture]]]) -> str:
+    when = "beforehand" if album.is_pool(feedback) else f"in iteration {feedback.feedback + 1}"
+    rows = "".join(
+        f"<b>{escape(short.class_name)}</b><span>{count(short.images)} asked for</span>"
+        f'<div class="strip split">{_strip(made)}</div>{_prompts(made, None)}'
+        for short, made in found
+    )
+    return f'<h3>Asked for {when}</h3><div class="card"><div class="rows">{rows}</div></div>'
+
+
 def chosen(album: Album) -> str:
     """For each class, what was dropped beside what was kept, in the last iteration that dropped anything."""
     classes, name = album.by_filter(FILTER_CLASSES, FILTER_EACH), FILTERS[album.filter]
@@ -133,17 +155,19 @@ def _perturbed(prompts_by: Mapping[str, int]) -> str:
     return told + "</p>"
 
 
-def _prompts(pair: Pair) -> str:
-    """The prompts of a row's synthetic samples, in their order, where they say more than the class."""
-    if pair.caption is None and not any(picture.prompt_by for picture in pair.made):
+def _prompts(made: Sequence[Picture], caption: str | None) -> str:
+    """The prompts of a row's synthetic samples, in their order, where they say more than the class; of clips, and what
+    else they were made with."""
+    if caption is None and not any(picture.prompt_by or picture.made_with for picture in made):
         return ""
-    items = "".join(f"<li>{escape(picture.prompt)} {_by(picture)}</li>" for picture in pair.made)
-    real = f"; caption: {escape(pair.caption)}" if pair.caption else ""
-    return f'<details class="prompts"><summary>{len(pair.made)} prompts{real}</summary><ol>{items}</ol></details>'
+    items = "".join(f"<li>{escape(picture.prompt)} {_by(picture)}</li>" for picture in made)
+    real = f"; caption: {escape(caption)}" if caption else ""
+    return f'<details class="prompts"><summary>{len(made)} prompts{real}</summary><ol>{items}</ol></details>'
 
 
 def _by(picture: Picture) -> str:
-    return f"<small>({escape(picture.prompt_by)})</small>" if picture.prompt_by else ""
+    told = "; ".join(part for part in (picture.prompt_by, picture.made_with) if part)
+    return f"<small>({escape(told)})</small>" if told else ""
 
 
 def _key(album: Album) -> str:
@@ -156,7 +180,7 @@ def _key(album: Album) -> str:
 def _pairs(pairs: Sequence[Pair], left: str, right: str) -> str:
     rows = "".join(
         f'<b>{escape(pair.class_name)}</b>{_picture(pair.real)}<div class="strip split">{_strip(pair.made)}</div>'
-        f"{_prompts(pair)}"
+        f"{_prompts(pair.made, pair.caption)}"
         for pair in pairs
     )
     head = f'<span class="head">class</span><span class="head">{left}</span><span class="head split">{right}</span>'
@@ -167,13 +191,31 @@ def _strip(pictures: Sequence[Picture]) -> str:
     return "".join(_picture(picture) for picture in pictures)
 
 
+def _image(picture: Picture, alt: str) -> str:
+    data = codec.image_to_base64(picture.pixels)
+    return f'<img{_tiny(picture)} src="data:image/png;base64,{data}" alt="{alt}">'
+
+
+def _clip(picture: Picture, alt: str) -> str:
+    """It plays; whoever asked the browser for less motion sees its middle frame."""
+    clip = base64.b64encode(clips.to_bytes(picture.pixels, "webp", picture.fps, QUALITY)).decode("ascii")
+    still = codec.image_to_base64(picture.pixels[len(picture.pixels) // 2], "webp", QUALITY)
+    return (
+        f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="data:image/webp;base64,{still}">'
+        f'<img{_tiny(picture)} src="data:image/webp;base64,{clip}" alt="{alt}"></picture>'
+    )
+
+
+def _tiny(picture: Picture) -> str:
+    return ' class="tiny"' if max(picture.pixels.shape[-3:-1]) <= TINY else ""
+
+
 def _picture(picture: Picture) -> str:
     alt = escape(picture.alt)
     if picture.pixels is None:
         shown = f'<span class="gone" role="img" aria-label="{alt}: the file is gone">gone</span>'
     else:
-        tiny = ' class="tiny"' if max(picture.pixels.shape[:2]) <= TINY else ""
-        shown = f'<img{tiny} src="data:image/png;base64,{codec.image_to_base64(picture.pixels)}" alt="{alt}">'
+        shown = (_clip if picture.pixels.ndim == 4 else _image)(picture, alt)
     fate = "" if picture.fate is None else " " + picture.fate.replace(" ", "-")
     title = "" if picture.fate is None else f' title="{FATES[picture.fate]}"'
     return f'<figure class="picture{fate}"{title}>{shown}<figcaption>{escape(picture.note)}</figcaption></figure>'

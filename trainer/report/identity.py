@@ -27,11 +27,11 @@ def section(record: Record, baselines: Sequence[Record]) -> str | None:
     runs = [*baselines, record]
     last = _last(record)
     if "mAP" in last:
-        return f'<div class="charts">{_card(cmc(runs))}{_table(_retrieval(runs), runs)}</div>{_asked(record, last)}'
+        return f'<div class="charts">{_card(cmc(runs))}{table(_retrieval(runs), runs)}</div>{_asked(record, last)}'
     if "verification" in last:
-        parts = _table(_sets(runs), runs, "Accuracy of verification over ten folds, ± standard deviation of a fold.")
+        parts = table(_sets(runs), runs, "Accuracy of verification over ten folds, ± standard deviation of a fold.")
         groups = _groups(runs)
-        bias = _table(groups, runs, "The bias table: accuracy for each group of people.") if groups else ""
+        bias = table(groups, runs, "The bias table: accuracy for each group of people.") if groups else ""
         return f'<div class="charts">{parts}{bias}</div>{_bias(last)}'
     return None
 
@@ -102,7 +102,7 @@ def _bias(last: Mapping[str, Any]) -> str:
     return f'<p class="note">Recognised worst are {worst}, best {best}: {gap} apart.</p>'
 
 
-def _table(rows: Mapping[str, Sequence[str]], runs: Sequence[Record], caption: str = "") -> str:
+def table(rows: Mapping[str, Sequence[str]], runs: Sequence[Record], caption: str = "") -> str:
     """One line a row, one column a run, the last the report's own."""
     told = f"<caption>{escape(caption)}</caption>" if caption else ""
     head = "".join(f'<th scope="col">{escape(run.config.run)}</th>' for run in runs)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 from trainer.record import Record
-from trainer.report import figures, gallery, identity, measured, tables, versions
+from trainer.report import clip_quality, figures, gallery, identity, measured, recall, tables, versions
 from trainer.report.pictures import Album
 from trainer.report.style import CSS
 from trainer.report.words import FILTERS, seconds
@@ -22,22 +22,27 @@ def page(record: Record, baselines: Sequence[Record] = ()) -> str:
     """The whole report of a run, as one HTML document."""
     album = Album(record)
     names = _class_names(record, album)
+    scarce = any(feedback.classes for feedback in record.feedback)
     own, others = summary_of(record), [summary_of(baseline) for baseline in baselines]
-    recognised = identity.section(record, baselines)
+    quality = clip_quality.section(record, baselines)
+    who, what = identity.section(record, baselines), recall.section(record, baselines, names)
     sections = [
         _header(record, own, others),
         _section("Comparison" if others else "The run in numbers", tables.comparison(own, others)),
-        *([_section("Who is recognised", recognised)] if recognised else []),
+        *([_section("Who is recognised", who)] if who else []),
+        *([_section("What is recognised", what)] if what else []),
         _section("Where the samples went", tables.books(own)),
         _section("Which weights made them", versions.section(record)),
         _section("Curves", _curves(record, baselines)),
         _section("Does it overfit, and what teaches it?", measured.fit(record, baselines, own, others)),
-        *([] if recognised else [_section("Robustness", measured.robustness(record, baselines, own, others))]),
+        *([] if who or what else [_section("Robustness", measured.robustness(record, baselines, own, others))]),
         _section("Which classes were given samples", measured.classes(record, names)),
         _section("Where the samples lie", measured.features(record, names)),
         _section("What it cost", measured.hours(own, others)),
         _section("Who worked when", _timeline(record, own)),
         _section("Hard samples and what was made for them", gallery.hard_samples(album, own.prompts_by)),
+        *([_section("Scarce classes and what was made for them", gallery.scarce_classes(album))] if scarce else []),
+        *([_section("How good the synthetic clips are", quality)] if quality else []),
         _section(f"What {FILTERS[album.filter]} chose", gallery.chosen(album)),
         _section("Near copies", gallery.near_copies(album)),
         _section("Events", _events(record)),

@@ -1,4 +1,4 @@
-"""The report's pictures: real samples beside what was made for them, what VoG chose, near copies.
+"""The report's pictures and clips: real samples beside what was made for them, what VoG chose, near copies.
 
 Finds pixels and says what became of each sample; knows nothing of HTML.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from protocol import codec
 from protocol.dataset import Dataset
 from protocol.entries import Sample
 from protocol.errors import DatasetError
-from protocol.messages import Feedback, MarginalSample
+from protocol.messages import ClassShortage, Feedback, MarginalSample, class_source
 from trainer.record import Record
 
 Fate = Literal["kept", "dropped", "near copy", "too near", "not used"]
@@ -32,6 +31,9 @@ SHOWN_FATES: dict[str, Fate] = {
     "stale": "not used",
 }
 SCORES = {"vog": "VoG", "similarity": "near"}  # filter -> what its score is called below a picture
+FPS = 8.0  # of clips that do not say
+REAL_FRAMES = 16  # of a real clip, evenly spread
+LARGEST_CLIP = 112  # pixels of the longer side of a clip
 LARGEST = 160  # pixels of the longer side; larger pictures are made smaller
 
 
@@ -39,12 +41,14 @@ LARGEST = 160  # pixels of the longer side; larger pictures are made smaller
 class Picture:
     """One sample to show."""
 
-    pixels: np.ndarray | None  # uint8 RGB [H, W, 3], as large as it is shown; None: they are gone
+    pixels: np.ndarray | None  # uint8 RGB [H, W, 3], of a clip [M, H, W, 3], as large as shown; None: they are gone
     alt: str
     note: str  # below the picture
     fate: Fate | None = None  # None: a real sample
     prompt: str = ""  # that it was made from
-    prompt_by: str | None = None  # who perturbed it; None: nobody
+    prompt_by: str | None = None  # who perturbed or composed it; None: nobody
+    made_with: str = ""  # of a clip: its action units, steps and guidance
+    fps: float = FPS  # of a clip
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,6 @@ class Album:
             for batch in record.batches
             for row, sample in enumerate(batch.samples)
         }
-        self._files: dict[Path, np.ndarray] = {}
         self._samples = {sample.id: sample for sample in record.samples()}
         self._rows = {row["id"]: row for row in record.selection}
         self._by_source: dict[tuple[int | None, str | None], list[Sample]] = defaultdict(list)
@@ -96,16 +99,15 @@ class Album:
         """What a question is about: a real sample from the dataset, or, like members of a pool, as it was sent with the
         feedback; None when neither has it."""
         if self._dataset is not None and sample_id in self._dataset:
-            return self._dataset.image(sample_id)
+            clip = self._dataset.by_id(sample_id).is_clip
+            return self._dataset.clip(sample_id, REAL_FRAMES) if clip else self._dataset.image(sample_id)
         sent = self._sent.get(sample_id)
         return codec.image_from_base64(sent) if sent else None
 
     def synthetic(self, sample_id: str) -> np.ndarray | None:
         """A synthetic sample; None when its file was deleted."""
         path, row = self._places[sample_id]
-        if path not in self._files and path.exists():
-            self._files[path] = codec.decode(path.read_bytes())["images"]
-        return self._files[path][row] if path in self._files else None
+        return codec.decode_row(path, "images", row) if path.exists() else None
 
     # ------------------------------------------------------------ what to show
 
@@ -145,7 +147,18 @@ class Album:
             fate=fate,
             prompt=sample.prompt,
             prompt_by=sample.prompt_by,
+            made_with=_made_with(sample),
+            fps=sample.fps or FPS,
         )
+
+    def short_of(self, feedback: Feedback, most: int) -> list[tuple[ClassShortage, list[Picture]]]:
+        """The classes of a question that were answered, each with what was made for it."""
+        found = []
+        for short in feedback.classes:
+            made = sorted(self._by_source[feedback.feedback, class_source(short.class_name)], key=lambda one: one.index)
+            if made:
+                found.append((short, [self._made(sample) for sample in made[:most]]))
+        return found
 
     def fate(self, sample: Sample) -> Fate:
         """What became of a synthetic sample; offline, the last time it was drawn."""
@@ -183,10 +196,31 @@ class Album:
         return pairs
 
 
-def _shown(image: np.ndarray | None) -> np.ndarray | None:
-    """The picture as it is, or made smaller when it is large."""
-    if image is None or max(image.shape[:2]) <= LARGEST:
-        return image
+def _made_with(sample: Sample) -> str:
+    """What a clip was made with, beside its prompt."""
+    if sample.frames is None:
+        return ""
+    guidance = f"guidance {sample.guidance_scale:g}"
+    if sample.guidance is not None:
+        curve = sample.guidance
+        guidance = f"guidance {curve.minimum:g} to {curve.maximum:g}, a = {curve.a:g}, b = {curve.b:g}"
+    units = "+".join(sample.action_units)
+    return ", ".join([*([units] if units else []), f"{sample.steps} steps", guidance, *(["policy"] * sample.policy)])
+
+
+def _shown(pixels: np.ndarray | None) -> np.ndarray | None:
+    """The picture or clip as it is, or made smaller when it is large."""
+    if pixels is None:
+        return None
+    largest = LARGEST_CLIP if pixels.ndim == 4 else LARGEST
+    if max(pixels.shape[-3:-1]) <= largest:
+        return pixels
+    if pixels.ndim == 4:
+        return np.stack([_smaller(frame, largest) for frame in pixels])
+    return _smaller(pixels, largest)
+
+
+def _smaller(image: np.ndarray, largest: int) -> np.ndarray:
     picture = Image.fromarray(image)
-    picture.thumbnail((LARGEST, LARGEST))
+    picture.thumbnail((largest, largest))
     return np.asarray(picture)

@@ -157,6 +157,9 @@ def books(own: Summary) -> str:
     asked = f" of {count(own.requested)} asked for"
     units, dead = count(own.failed_units), count(own.dead)
     failed = f" {units} work units failed, and {dead} samples with them." if own.failed_units else ""
+    if own.for_classes:
+        told = ", ".join(f"{escape(name)} {count(number)}" for name, number in own.for_classes.items())
+        failed += f" {count(sum(own.for_classes.values()))} were asked for as samples of scarce classes: {told}."
     failed += f" {count(own.outstanding)} did not come." if own.outstanding else ""
     shown = [part for part in parts if part[1] > 0]
     bar = "".join(f'<i style="flex:{number};background:var({colour})"></i>' for _, number, colour in shown)

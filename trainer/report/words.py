@@ -5,7 +5,13 @@ from __future__ import annotations
 ABSENT = "\N{EN DASH}"
 FILTERS = {"vog": "variance of gradients", "similarity": "similarity to real samples"}  # fate of a sample -> by what
 CORRUPTIONS = {"gaussian_blur": "Gaussian blur", "speckle_noise": "speckle noise"}
-SCORES = {"test_top1": "top-1 accuracy", "mAP": "mAP", "verification": "verification accuracy"}  # main figure -> name
+SCORES = {  # main figure -> name
+    "test_top1": "top-1 accuracy",
+    "mAP": "mAP",
+    "verification": "verification accuracy",
+    "test_uar": "UAR",
+    "zero_shot_uar": "zero-shot UAR",
+}
 SCALES = {"imagenet-c": "ImageNet-C", "cifar-c": "CIFAR-C"}
 DEVICES = {"cuda": "GPU", "cpu": "CPU"}
 
@@ -17,7 +23,7 @@ def score(headline: str | None) -> str:
 
 def begun(text: str) -> str:
     """As the first words of a line."""
-    return text[:1].upper() + text[1:] if not text.startswith("mAP") else text
+    return text if text.startswith(("mAP", "UAR")) else text[:1].upper() + text[1:]
 
 
 def percent(value: float | None) -> str:

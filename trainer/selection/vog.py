@@ -20,6 +20,8 @@ from trainer.eval_mode import eval_mode
 Snapshot = Mapping[str, Tensor]  # a state_dict
 Logit = Callable[[Tensor, Tensor], Tensor]  # outputs, y -> [N]
 Spread = Literal["std", "variance"]
+BATCH = 64  # rows of one backward, where they are images
+COLOURS = -3  # dimension of the channels, of images and of clips
 
 
 def true_class_logit(outputs: Tensor, y: Tensor) -> Tensor:
@@ -35,19 +37,20 @@ def vog(
     *,
     logit: Logit = true_class_logit,
     spread: Spread = "std",
-    batch_size: int = 64,
+    batch_size: int = BATCH,
 ) -> Tensor:
     """Variance of gradients of each sample, GenDataAgent eqs. 4-6.
 
     The gradient of the true-class logit with respect to the normalised input, averaged over colour channels; its
-    population spread over the checkpoints at each pixel; the mean over pixels. The model runs in eval mode, with the
-    snapshots' weights and statistics; its own are neither read nor changed. The rows of a batch share one backward a
-    checkpoint, through the inputs only; memory beyond the snapshots does not depend on their number.
+    population spread over the checkpoints at each pixel, of a clip at each pixel of each frame; the mean over these.
+    The model runs in eval mode, with the snapshots' weights and statistics; its own are neither read nor changed. The
+    rows of a batch share one backward a checkpoint, through the inputs only; memory beyond the snapshots does not
+    depend on their number.
 
     Args:
         model: gives the architecture; rows must not influence each other in eval mode.
         snapshots: C >= 2 complete state_dicts, on any device.
-        x: [N, 3, H, W], normalised, on the model's device.
+        x: [N, 3, H, W], or clips [N, M, 3, H, W], normalised, on the model's device.
         y: [N], int64.
         logit: outputs and labels to the [N] values that are differentiated.
         spread: "std", or "variance" as the acronym has it.
@@ -67,12 +70,12 @@ def vog(
 
 
 def vog_from_gradients(gradients: Tensor, *, spread: Spread = "std") -> Tensor:
-    """Variance of gradients [N] from channel-averaged gradients [N, C, H, W] of C checkpoints: eqs. 5 and 6."""
+    """Variance of gradients [N] from channel-averaged gradients [N, C, ..., H, W] of C checkpoints: eqs. 5 and 6."""
     return _score(gradients.unbind(1), spread)
 
 
 def _input_gradient(model: nn.Module, snapshot: Snapshot, x: Tensor, y: Tensor, logit: Logit) -> Tensor:
-    """Gradient [N, H, W] of the logit with respect to x, averaged over the channels: eq. 4."""
+    """Gradient [N, ..., H, W] of the logit with respect to x, averaged over the channels: eq. 4."""
     missing = model.state_dict().keys() - snapshot.keys()
     assert not missing, f"the snapshot lacks {sorted(missing)}"
     weights = {name: tensor.detach().to(x.device) for name, tensor in snapshot.items()}
@@ -80,11 +83,11 @@ def _input_gradient(model: nn.Module, snapshot: Snapshot, x: Tensor, y: Tensor, 
         x = x.detach().requires_grad_()
         outputs = functional_call(model, weights, (x,), tie_weights=False)
         (gradient,) = torch.autograd.grad(logit(outputs, y).sum(), x)
-    return gradient.mean(1)
+    return gradient.mean(COLOURS)
 
 
 def _score(gradients: Iterable[Tensor], spread: Spread) -> Tensor:
-    """Spread over an iteration of C gradients [N, H, W], averaged over the pixels: [N]. Welford's running moments."""
+    """Spread over an iteration of C gradients [N, ..., H, W], averaged over pixels: [N]. Welford's running moments."""
     for count, gradient in enumerate(gradients, start=1):
         if count == 1:
             mean, squares = gradient.clone(), torch.zeros_like(gradient)

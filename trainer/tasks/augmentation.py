@@ -18,8 +18,10 @@ def moved(x: Tensor, generator: torch.Generator, drawn: int, own: slice, *, shif
     gather.
 
     Args:
-        x: [b, C, H, W]. drawn: B. own: which of them x holds.
+        x: [b, C, H, W], or clips [b, M, C, H, W], whose frames all move alike. drawn: B. own: which of them x holds.
     """
+    if x.ndim == 5:
+        return moved(x.flatten(1, 2), generator, drawn, own, shift=shift, flip=flip).view(x.shape)
     batch, channels, height, width = x.shape
     offsets = torch.randint(-shift, shift + 1, (2, drawn, 1), generator=generator, device=generator.device)
     dy, dx = offsets[:, own].to(x.device)
@@ -39,11 +41,12 @@ def random_erasing(
     """Rows of which a rectangle is random noise, with that probability (Random Erasing, Zhong et al. 2020).
 
     Args:
-        x: [b, 3, H, W], normalised by mean and std [3]; the noise is of uniform colours, normalised likewise.
+        x: [b, 3, H, W], normalised by mean and std [3]; the noise is of uniform colours, normalised likewise. Of clips
+            [b, M, 3, H, W] every frame gets the same.
         drawn: B. own: which of them x holds.
     """
     seeds = torch.randint(2**62, (drawn,), generator=generator, device=generator.device)[own]
-    erased, (height, width) = x.clone(), x.shape[2:]
+    erased, (height, width) = x.clone(), x.shape[-2:]
     for row, seed in enumerate(seeds.tolist()):
         draw = torch.Generator().manual_seed(seed)
         if torch.rand((), generator=draw) >= probability:
@@ -58,5 +61,5 @@ def random_erasing(
             y0, x0 = int(top[at] * (height - size[0] + 1)), int(left[at] * (width - size[1] + 1))
             noise = torch.rand(3, *size, generator=draw)
             noise = (noise - mean[:, None, None]) / std[:, None, None]
-            erased[row, :, y0 : y0 + size[0], x0 : x0 + size[1]] = noise.to(erased)
+            erased[row, ..., y0 : y0 + size[0], x0 : x0 + size[1]] = noise.to(erased)
     return erased

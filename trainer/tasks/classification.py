@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from protocol.dataset import Dataset
-from protocol.errors import ConfigError, DatasetError
+from protocol.errors import ConfigError
 from trainer.data.images import Frame, Images, RealImages
+from trainer.data.test_split import open_test_split
 from trainer.eval_mode import eval_mode
 from trainer.evaluate import evaluate
 from trainer.losses.cross_entropy import cross_entropy
@@ -92,17 +93,7 @@ class Classification(ImageTask):
         Raises:
             DatasetError: there is no such split.
         """
-        if not config.test_split:
-            return None
-        # a label means the same class; how many are learnt says nothing of how many are looked at
-        differs = {"split": config.test_split, "classes": list(dataset.classes), "max_per_class": None}
-        try:
-            test = Dataset.open(config.dataset.model_copy(update=differs))
-        except DatasetError as error:
-            raise DatasetError(
-                f'{error.message} (trainer.test_split = "{config.test_split}"; set it to "" when nothing is held out)'
-            ) from error
-        return RealImages(test, self.frame, config.cache_gib)
+        return open_test_split(config, dataset, self.frame)
 
     def evaluate(self, test: Images, predict: OfEveryRow, features: OfEveryRow) -> dict[str, Any]:
         """Top-1 accuracy, and how it differs between classes."""

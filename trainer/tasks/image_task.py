@@ -1,6 +1,6 @@
-"""What tasks on single images share: the network by its name, normalisation and augmentation.
+"""What tasks on images share, and on clips: the network by its name, normalisation and augmentation.
 
-Shapes: B rows, H, W input size.
+Shapes: B rows, M frames of a clip, H, W input size.
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ class ImageTask:
         return self.architecture.published(network.state_dict(), self.frame[:2], mean, std)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Normalised float32 [B, 3, H, W] of uint8 [B, H, W, 3]."""
-        x = images.permute(0, 3, 1, 2).float() / 255
+        """Normalised float32 [B, 3, H, W] of uint8 [B, H, W, 3]; of clips [B, M, 3, H, W] of [B, M, H, W, 3]."""
+        x = images.movedim(-1, -3).float() / 255
         mean, std = self._mean.to(x.device), self._std.to(x.device)
         return (x - mean[:, None, None]) / std[:, None, None]
 
     def augment(self, x: Tensor, generator: torch.Generator, first: int = 0, total: int | None = None) -> Tensor:
-        """Each row of x [B, 3, H, W] on its own: RandAugment, shifted, mirrored, erased; see `Task.augment`."""
+        """Each row of x [B, 3, H, W] on its own: RandAugment, shifted, mirrored, erased; see `Task.augment`. Of clips
+        [B, M, 3, H, W] every frame alike."""
         config = self.config
         drawn, own = len(x) if total is None else total, slice(first, first + len(x))
         if config.randaugment:
@@ -106,4 +107,4 @@ class ImageTask:
         images = randaugment(
             images, seeds.tolist(), ops=config.randaugment, magnitude=config.randaugment_magnitude, fill=fill
         )
-        return self.preprocess(images.permute(0, 2, 3, 1))
+        return self.preprocess(images.movedim(-3, -1))

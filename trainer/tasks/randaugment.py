@@ -18,12 +18,12 @@ def randaugment(images: Tensor, seeds: Sequence[int], *, ops: int, magnitude: in
     """Each row after `ops` operations, drawn with its seed; torch's random state stays as it was.
 
     Args:
-        images: uint8 [B, 3, S, S]. seeds: B of them.
+        images: uint8 [B, 3, S, S], or clips [B, M, 3, S, S], whose frames all change alike. seeds: B of them.
         magnitude: of each operation, 0 to 30; 9 is usual.
         fill: the colour, 0 to 255 a channel, of what an operation uncovers.
 
     Returns:
-        uint8 [B, 3, S, S].
+        uint8, shaped as the images.
     """
     draw = RandAugment(ops, magnitude, interpolation=InterpolationMode.BILINEAR, fill=list(fill))
     augmented = images.clone()
