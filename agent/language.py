@@ -30,11 +30,25 @@ MOST_BYTES = 2**20  # of a reply; a longer one is no answer to a question of our
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
+class TextPart(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class ImageURL(TypedDict):
+    url: str  # data URL of the picture
+
+
+class ImagePart(TypedDict):
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
 class Turn(TypedDict):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str | Sequence[TextPart | ImagePart]  # parts, as OpenAI's vision format has them, of models that see
 
 
 Conversation = Sequence[Turn]
@@ -76,13 +90,13 @@ class OpenAIChat:
     """Asks an endpoint, several questions at a time. A `ChatModel`. An endpoint that failed is left alone for a while,
     by the questions that wait already too (see `Rest`)."""
 
-    def __init__(self, config: OpenAIConfig, clock: Callable[[], float] = time.monotonic):
-        """Connects on first use. `clock`: seconds, from any origin. Raises ConfigError for a URL or a key that cannot
-        be used."""
+    def __init__(self, config: OpenAIConfig, clock: Callable[[], float] = time.monotonic, table: str = "agent.openai"):
+        """Connects on first use. `clock`: seconds, from any origin. `table`: of the settings, for messages. Raises
+        ConfigError for a URL or a key that cannot be used."""
         self.name = config.model
-        self._config = config
+        self._config, self._table = config, table
         self._key = _key(config)
-        self._client = _client(config, self._key)
+        self._client = _client(config, self._key, table)
         self._clock, self._rest = clock, Rest(clock)
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="language")
         self._closed = threading.Event()
@@ -147,21 +161,21 @@ class OpenAIChat:
             status, headers, content = self._exchange(body)
         except httpx.TimeoutException as error:
             told = f"does not answer within {self._config.timeout_s:g} s ({str(error) or type(error).__name__})"
-            return self._failure(f"{told}: see whether it hangs, or raise agent.openai.timeout_s", of_all=True)
+            return self._failure(f"{told}: see whether it hangs, or raise {self._table}.timeout_s", of_all=True)
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile
-            told = f"does not answer ({str(error) or type(error).__name__}): start it, or check agent.openai.url"
+            told = f"does not answer ({str(error) or type(error).__name__}): start it, or check {self._table}.url"
             return self._failure(told, passing=True, of_all=True)
         if len(content) > MOST_BYTES:
-            return self._failure(f"answered with more than {MOST_BYTES} bytes: lower agent.openai.max_tokens")
+            return self._failure(f"answered with more than {MOST_BYTES} bytes: lower {self._table}.max_tokens")
         if status != 200:
             told = f"answered with status {status}: {self._hidden(content.decode(errors='replace'))[:200]}"
-            told += "; check agent.openai.url, model and api_key"
+            told += f"; check {self._table}.url, model and api_key"
             passing = status in PASSING
             return self._failure(told, passing, passing or status in REFUSING, _seconds(headers.get("retry-after")))
         try:
             return _Completion.model_validate_json(content).choices[0].message.content or ""
         except ValidationError:
-            told = "answered with what is no chat completion: check that agent.openai.url ends as its API does"
+            told = f"answered with what is no chat completion: check that {self._table}.url ends as its API does"
             return self._failure(told, passing=True, of_all=True)
 
     def _exchange(self, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
@@ -220,14 +234,14 @@ def _key(config: OpenAIConfig) -> str | None:
     return key
 
 
-def _client(config: OpenAIConfig, key: str | None) -> httpx.Client:
+def _client(config: OpenAIConfig, key: str | None, table: str) -> httpx.Client:
     try:
         url = httpx.URL(config.url)
     except (httpx.InvalidURL, UnicodeError):
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigError(
-            f"agent.openai.url = {mask(config.url)!r} is no URL: write http://host:port/v1", param="agent.openai.url"
+            f"{table}.url = {mask(config.url)!r} is no URL: write http://host:port/v1", param=f"{table}.url"
         )
     return httpx.Client(
         base_url=url,

@@ -77,8 +77,9 @@ def plan(
         UnknownSource: an init image is wanted of a sample that the service lacks and that came without pixels.
         InvalidRequest: a source is named twice.
     """
+    check_amount(feedback, config)
     _check(feedback, config, classes, known)
-    rows = list(_within_budget(_rows(feedback, config), config.max_per_class))
+    rows = list(within_budget(_rows(feedback, config), config.max_per_class))
     sources = {sample.sample_id for sample in feedback.samples}
     groups = [
         (config.strength if config.init else 1.0, [row for row in rows if row.source_id in sources]),
@@ -124,7 +125,8 @@ def _unit(
     )
 
 
-def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], known: Callable[[str], bool]) -> None:
+def check_amount(feedback: Feedback, config: PlannerConfig) -> None:
+    """Raises InvalidRequest: a source is named twice or like a class, or more is asked for than one feedback may."""
     repeated = [name for name, count in Counter(s.sample_id for s in feedback.samples).items() if count > 1]
     repeated += [name for name, count in Counter(s.class_name for s in feedback.classes).items() if count > 1]
     if repeated:
@@ -137,6 +139,14 @@ def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], kn
             "fewer images of each",
             param="images_per_sample",
         )
+    for sample in feedback.samples:
+        if sample.sample_id.startswith(CLASS_SOURCE):
+            raise InvalidRequest(
+                f"sample id {sample.sample_id!r}: it must not begin with {CLASS_SOURCE!r}", param="sample_id"
+            )
+
+
+def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], known: Callable[[str], bool]) -> None:
     for wanted in (*feedback.samples, *feedback.classes):
         if classes and wanted.class_name not in classes:
             raise UnknownClass(
@@ -145,10 +155,6 @@ def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], kn
                 param="class_name",
             )
     for sample in feedback.samples:
-        if sample.sample_id.startswith(CLASS_SOURCE):
-            raise InvalidRequest(
-                f"sample id {sample.sample_id!r}: it must not begin with {CLASS_SOURCE!r}", param="sample_id"
-            )
         if config.init and sample.pixels is None and not known(sample.sample_id):
             raise UnknownSource(
                 f"sample {sample.sample_id!r} is not in the service's dataset: mount the same dataset on both sides, "
@@ -194,7 +200,7 @@ def _row(
     )
 
 
-def _within_budget(rows: Iterator[WorkRow], max_per_class: int | None) -> Iterator[WorkRow]:
+def within_budget(rows: Iterator[WorkRow], max_per_class: int | None) -> Iterator[WorkRow]:
     """At most `max_per_class` rows of each class, taken evenly from its sources: all first images before any second."""
     listed = list(rows)
     if max_per_class is None:

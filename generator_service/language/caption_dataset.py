@@ -15,7 +15,7 @@ import numpy as np
 
 from protocol.dataset import Dataset, DatasetConfig, Entry
 from protocol.dataset_captions import add_captions
-from protocol.errors import BadFile
+from protocol.errors import BadFile, DatasetError
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,13 @@ def caption(
         on_batch: called with pictures done, and pictures in all.
 
     Raises:
-        DatasetError, DiskFull: as `add_captions`.
+        DatasetError: the dataset is of clips. DatasetError, DiskFull: as `add_captions`.
     """
+    if dataset.is_clips:
+        raise DatasetError(
+            f"{place.root} holds clips, and captions are of pictures: leave clips without, their prompts are composed "
+            "from action units"
+        )
     todo = [entry for entry in dataset.samples if not (entry.caption or "").strip()]
     report = Captioned(had=len(dataset) - len(todo), bad=len(dataset.bad_files))
     unsaved: dict[str, str] = {}

@@ -8,8 +8,6 @@ own, so that an answer does not depend on what else is in the batch.
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Sequence
 
 import torch
@@ -19,10 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from agent.language import Conversation, Turn
+from generator_service.language.batched import Batched
 from generator_service.language.pretrained import PretrainedConfig
-from protocol.errors import ConfigError, LanguageUnavailable
-
-log = logging.getLogger(__name__)
+from protocol.errors import ConfigError
 
 
 class Config(PretrainedConfig):
@@ -32,12 +29,12 @@ class Config(PretrainedConfig):
     max_new_tokens: int = Field(default=512, ge=1)  # of an answer; 25 versions of 10 words take about 400
 
 
-class LocalChat:
+class LocalChat(Batched):
     """Answers conversations, `batch_size` at a time. See `agent.language.ChatModel`."""
 
     def __init__(self, config: Config):
         """Loads the model. Raises ConfigError when it cannot be found, or does not chat."""
-        self.name = config.model
+        super().__init__(config.model, config.batch_size)
         self._config, self._device = config, config.place()
         self._tokenizer = config.open(AutoTokenizer.from_pretrained, padding_side="left")
         if self._tokenizer.chat_template is None:
@@ -51,41 +48,6 @@ class LocalChat:
             raise ConfigError(f"the chat template of {config.model!r} takes no user's turn: use another model")
         model = config.open(AutoModelForCausalLM.from_pretrained, dtype=config.dtype, use_safetensors=True)
         self._model = model.to(self._device).eval()
-        self._batch_size = config.batch_size  # less where memory did not last
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def complete(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> list[str | LanguageUnavailable]:
-        """See `ChatModel`. Callers take turns, batch by batch."""
-        answers: list[str | LanguageUnavailable] = []
-        while len(answers) < len(conversations):
-            with self._lock:
-                if self._closed:
-                    error = LanguageUnavailable(
-                        f"language model {self.name!r} is not asked any more: the service stops"
-                    )
-                    return answers + [error] * (len(conversations) - len(answers))
-                part = slice(len(answers), len(answers) + self._batch_size)
-                answers += self._within_memory(conversations[part], seeds[part])
-        return answers
-
-    def close(self) -> None:
-        """See `ChatModel`; a batch that runs is finished."""
-        self._closed = True
-
-    def _within_memory(
-        self, conversations: Sequence[Conversation], seeds: Sequence[int]
-    ) -> Sequence[str | LanguageUnavailable]:
-        """The answers to one batch; none when it is to be asked again in smaller ones."""
-        try:
-            return self._answer(conversations, seeds)
-        except torch.OutOfMemoryError:
-            told = f"language model {self.name!r} has not enough memory"
-        if len(conversations) == 1:
-            return [LanguageUnavailable(f"{told} for one question: use a smaller model, dtype or max_new_tokens")]
-        self._batch_size = len(conversations) // 2
-        log.warning("%s for %d questions at a time: goes on with %d", told, len(conversations), self._batch_size)
-        return []
 
     def _renders(self, conversation: Conversation) -> bool:
         """Whether the chat template takes such turns, and shows the model what they say."""

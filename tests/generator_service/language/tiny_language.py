@@ -22,6 +22,11 @@ from transformers import (
     OPTConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -141,4 +146,56 @@ def save_encoder_decoder(folder: Path) -> Path:
     loud(VisionEncoderDecoderModel(config)).save_pretrained(folder)
     words.save_pretrained(folder)
     ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return folder
+
+
+MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SEEING = (
+    "{% for turn in messages %}<s> {{ turn['role'] }} {% for part in turn['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|> {% else %}{{ part['text'] }} {% endif %}{% endfor %}</s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant{% endif %}"
+)
+
+
+def save_vision_chat(folder: Path, template: str | None = SEEING) -> Path:
+    """A Qwen2.5-VL of two layers, with patches of four pixels."""
+    torch.manual_seed(0)
+    words = tokenizer(template=None)
+    words.add_special_tokens({"additional_special_tokens": MARKS})
+    begin, end, image, video = words.convert_tokens_to_ids(MARKS)
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0},
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+        "window_size": 16,
+        "out_hidden_size": 16,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=begin,
+        vision_end_token_id=end,
+    )
+    loud(Qwen2_5_VLForConditionalGeneration(config)).save_pretrained(folder)
+    cut = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    images = Qwen2VLImageProcessor(**cut, size={"shortest_edge": 64, "longest_edge": 1024})
+    Qwen2_5_VLProcessor(images, words, Qwen2VLVideoProcessor(**cut), chat_template=template).save_pretrained(folder)
     return folder

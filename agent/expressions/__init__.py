@@ -1,0 +1,1 @@
+"""Prompts and work units for clips of facial expressions, from facial action units (ARGen 3.2)."""

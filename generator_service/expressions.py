@@ -1,0 +1,63 @@
+"""What clips of expressions are made from: frames that they may begin with, and who writes their prompts.
+
+Knows nothing of how faces are read, nor of how prompts are composed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.expressions.compose import Composer
+from agent.expressions.plan import IdentityFrame
+from agent.expressions.settings import ExpressionsConfig
+from agent.expressions.vision import Count
+from generator_service.backends.interface import Backend
+from generator_service.composition import composer
+from generator_service.faces.identities import Identities
+from generator_service.faces.interface import FacesConfig
+from generator_service.faces.statistics import FILE
+from protocol.dataset import Dataset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Expressions:
+    identities: Sequence[IdentityFrame]  # empty where no dataset of clips is mounted
+    composer: Composer
+
+    @classmethod
+    def open(
+        cls,
+        config: ExpressionsConfig,
+        faces: FacesConfig | None,
+        dataset: Dataset | None,
+        backend: Backend,
+        count: Count = lambda what, how_many: None,
+    ) -> Expressions:
+        """As the settings say. Without a reader of faces, clips begin with the first frames of others, and no
+        statistics are added to the knowledge base.
+
+        Raises:
+            ConfigError: settings are wrong, or a model cannot be loaded.
+            NoFace: no clip of the dataset has a frame that can be used.
+        """
+        frames, statistics = _frames(faces, dataset)
+        return cls(frames, composer(config, backend, count, statistics))
+
+
+def _frames(faces: FacesConfig | None, dataset: Dataset | None) -> tuple[list[IdentityFrame], Path | None]:
+    """And what was found of the dataset's action units."""
+    if dataset is None or not dataset.is_clips:
+        return [], None
+    if faces is None:
+        log.info("clips begin with the first frames of others: add a table [generator.faces] to find neutral ones")
+        return [IdentityFrame(e.id, 0, e.class_name, e.subject, e.caption) for e in dataset.samples], None
+    found = Identities.open(dataset, faces, faces.folder)
+    log.info("frames to begin clips with: %s", found.report)
+    captions = {entry.id: entry.caption for entry in dataset.samples}
+    named = [IdentityFrame(i.sample_id, i.frame, i.class_name, i.subject, captions[i.sample_id]) for i in found]
+    return named, faces.folder / FILE
