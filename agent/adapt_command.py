@@ -12,10 +12,12 @@ from protocol import config
 from protocol.errors import InvalidRequest
 from protocol.messages import AdaptJob, LoraOptions
 
+TABLE = "agent.adapt"
+
 
 def add(commands: Any) -> argparse.ArgumentParser:
     """The command's parser; who adds it says how it is run."""
-    told = "With --config instead of a name: what its table [agent.adapt] says, unless that was done before."
+    told = f"With --config instead of a name: what its table [{TABLE}] says, unless that was done before."
     command = commands.add_parser("adapt", help="fine-tune a running service on its dataset", epilog=told)
     command.add_argument("name", nargs="?", help="of the weight set that results")
     settings_arguments(command)
@@ -38,10 +40,10 @@ def job(options: argparse.Namespace) -> AdaptJob | None:
     given |= {"activate": options.activate or None, "lora": lora}
     if options.config is None:
         if options.name is None or options.set:
-            raise InvalidRequest("say the NAME of the weights that result, or --config FILE with a table [agent.adapt]")
+            raise InvalidRequest(f"say the NAME of the weights that result, or --config FILE with a table [{TABLE}]")
         return checked(AdaptJob, **given, again=True)
     if unused := [name for name, value in given.items() if value is not None]:
-        raise InvalidRequest(f"with --config, write --set agent.adapt.{unused[0]}=... instead", param=unused[0])
+        raise InvalidRequest(f"with --config, write --set {TABLE}.{unused[0]}=... instead", param=unused[0])
     settings = config.load(options.config, options.set)
     config.check_tables(settings, config.TABLES)
     return config.section(settings, "agent", AgentConfig).adapt

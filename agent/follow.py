@@ -45,6 +45,8 @@ def _described(kind: str, data: Mapping[str, Any]) -> str:
     """How far a job is, beside its bar."""
     if data.get("loss") is None:
         return kind
+    if "entropy" in data:
+        return f"{kind}, reward {data['reward']:.4f}, entropy {data['entropy']:.2f}"
     if "total" in data:
         return f"{kind}, reward {data['total']:.4f}, KL {data['kl']:.2g}"
     return f"{kind}, loss {data['loss']:.4f}"
@@ -53,5 +55,13 @@ def _described(kind: str, data: Mapping[str, Any]) -> str:
 def notable(data: Mapping[str, Any]) -> Iterator[str]:
     """What is said on lines of its own, to stay on the screen."""
     yield from (f"step {data['step']}: {finding['message']}" for finding in data.get("findings", ()))
+    if measured := data.get("validation"):
+        told = ", ".join(f"{name} {_mean(measured[name])}" for name in ("learned", "fixed", "random", "oracle"))
+        yield f"step {data['step']}: reward in {measured['states']} held-out states: {told}"
     if weights := data.get("weights"):
         yield f"step {data['step']}: weights {weights}"
+
+
+def _mean(measured: Mapping[str, Any]) -> str:
+    """With its standard error, where it has one."""
+    return f"{measured['mean']:.3f}" + ("" if measured["error"] is None else f" +- {measured['error']:.3f}")

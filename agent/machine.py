@@ -28,6 +28,7 @@ from protocol.errors import (
     UnknownJob,
 )
 from protocol.messages import AdaptJob
+from protocol.policy import PolicyJob
 from protocol.tuning import TuneJob
 
 START_S = 1800.0  # for a generator to load its model, download included, and make a first image
@@ -51,7 +52,8 @@ class Machine:
         self._supervisor, self._arguments, self._environment = supervisor, arguments, environment
 
     def prepare(self, agent: AgentConfig) -> TuneJob | None:
-        """What comes before a training: adapting, and then tuning what came of it, as far as the settings say so.
+        """What comes before a training: adapting, tuning what came of it, and learning a policy for what came of that,
+        as far as the settings say so.
 
         Returns:
             What is to be tuned while it trains; None: nothing.
@@ -59,13 +61,14 @@ class Machine:
         Raises:
             as `follow`.
         """
-        adapted = None if agent.adapt is None else self.adapt(agent.adapt)
-        if agent.tune is None:
-            return None
-        job = agent.tune if agent.tune.base else agent.tune.model_copy(update={"base": adapted})
-        if agent.tune_while_training:
-            return job
-        self.tune(job)
+        made = None if agent.adapt is None else self.adapt(agent.adapt)
+        if agent.tune is not None:
+            job = agent.tune if agent.tune.base else agent.tune.model_copy(update={"base": made})
+            if agent.tune_while_training:
+                return job
+            made = self.tune(job)
+        if agent.policy is not None:
+            self.learn_policy(agent.policy if agent.policy.base else agent.policy.model_copy(update={"base": made}))
         return None
 
     def adapt(self, job: AdaptJob) -> str:
@@ -82,6 +85,10 @@ class Machine:
     def tune(self, job: TuneJob) -> str:
         """Tune a generator by reward, which goes on from its checkpoint when it is begun again; else as `adapt`."""
         return self._persist("tuning", partial(tune, self.client, job))
+
+    def learn_policy(self, job: PolicyJob) -> str:
+        """Learn which sampling suits which clip; begun again as `tune`, else as `adapt`."""
+        return self._persist("learning of the policy", partial(learn_policy, self.client, job))
 
     def _persist(self, what: str, do: Callable[[], str]) -> str:
         left = BEGINNINGS
@@ -216,7 +223,12 @@ def tune(client: GeneratorClient, job: TuneJob) -> str:
     return _made(client, job, "tuned")
 
 
-def _made(client: GeneratorClient, job: AdaptJob | TuneJob, done: str) -> str:
+def learn_policy(client: GeneratorClient, job: PolicyJob) -> str:
+    """Learn a sampling policy by reward; else as `adapt`."""
+    return _made(client, job, "learnt a policy")
+
+
+def _made(client: GeneratorClient, job: AdaptJob | TuneJob | PolicyJob, done: str) -> str:
     made = follow(client, job).result
     assert made is not None
     weights = f"{made['name']}@{made['version']}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from generator_service.backends.interface import OnStep, Row, Sampling, WeightSet
 from protocol import logs, tracing
-from protocol.errors import QueueFull
+from protocol.errors import InvalidRequest, QueueFull
 from protocol.messages import WeightsRef
 
 Lane = Literal["request", "queue"]
@@ -113,11 +113,20 @@ class Batcher:
         self._lanes[generation.lane].append(generation)
 
     def check_room(self, generation: Generation, of_all: int, of_owner: int) -> None:
-        """Raises QueueFull: with its rows, more than `of_all` would wait in its lane, or more than `of_owner` of its
-        owner's."""
+        """Raises QueueFull: with its images, more than `of_all` would wait in its lane, or more than `of_owner` of its
+        owner's; and InvalidRequest: so would it be with its clips alone. A frame of a clip counts as an image, for it
+        takes as long."""
+        frames = generation.sampling.frames
+        wanted = len(generation.rows) * (frames or 1)
         for whose, owner, limit in (("", None, of_all), ("of yours ", generation.owner, of_owner)):
-            waiting = self.waiting_rows(generation.lane, owner)
-            if waiting + len(generation.rows) > limit:
+            if frames is not None and wanted > limit:
+                raise InvalidRequest(
+                    f"{len(generation.rows)} x {frames} frames are {wanted} images, and at most {limit} {whose}may "
+                    "wait: ask for fewer clips at a time, or for shorter ones",
+                    param="num_frames",
+                )
+            waiting = self._waiting_images(generation.lane, owner)
+            if waiting + wanted > limit:
                 raise QueueFull(f"{waiting} images {whose}wait already and at most {limit} may: try again in a moment")
 
     def remove(self, generation: Generation) -> None:
@@ -133,10 +142,13 @@ class Batcher:
             lane.clear()
         return waiting
 
-    def waiting_rows(self, lane: Lane, owner: str | None = None) -> int:
+    def waiting_rows(self, lane: Lane) -> int:
+        return sum(len(generation.rows) - generation.taken for generation in self._lanes[lane])
+
+    def _waiting_images(self, lane: Lane, owner: str | None) -> int:
         """Of one owner; None: of all."""
         waiting = (g for g in self._lanes[lane] if owner in (None, g.owner))
-        return sum(len(generation.rows) - generation.taken for generation in waiting)
+        return sum((len(g.rows) - g.taken) * (g.sampling.frames or 1) for g in waiting)
 
     def batch_ended(self, now: float) -> None:
         """The window counts from here too: callers that were just answered may have more, and batches stay full."""

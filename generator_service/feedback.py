@@ -1,4 +1,4 @@
-"""From a trainer's feedback to work units on the broker. Knows nothing of HTTP nor of how images are made."""
+"""From a trainer's feedback to work units on the broker. Knows nothing of HTTP nor of how images and clips are made."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.planner import PlannerConfig, plan
+from agent.expressions.plan import plan_expressions
+from agent.planner import plan
+from agent.settings import AgentConfig
 from generator_service import access
+from generator_service.backends.interface import WeightSet
+from generator_service.expressions import Expressions
 from generator_service.feedback_quota import FeedbackQuota
 from generator_service.real_images import resized
+from generator_service.video_request import POLICY
 from generator_service.weights import WeightStore
 from protocol import codec, logs, tracing
 from protocol.bus import Bus
@@ -24,19 +29,21 @@ class FeedbackDesk:
     """Plans feedback and publishes the units, each feedback once."""
 
     bus: Bus | None  # None: no broker is configured
-    config: PlannerConfig
+    config: AgentConfig
     weights: WeightStore
     dataset: Dataset | None
     reads_prompts: bool  # whether the backend is conditioned on text
     native_size: tuple[int, int]  # (height, width) that init images sent with the feedback get
     max_pixels: int  # of an image sent with the feedback
     quota: FeedbackQuota
+    expressions: Expressions | None = None  # None: the backend makes images
 
     def accept(self, feedback: Feedback) -> FeedbackAccepted:
         """Publish all of a feedback's units, or none; asking again gives the first reply.
 
         Raises:
             UnknownClass, UnknownSource, InvalidRequest, InvalidImage, UnknownWeights: the feedback is wrong.
+            NoFace: no clip of the dataset has a frame that those asked for could begin with.
             IdempotencyConflict: another feedback came for this run and iteration.
             QueueFull, BrokerUnavailable: ask again later; the queue is full, or has enough of this caller's work.
         """
@@ -48,7 +55,7 @@ class FeedbackDesk:
     def _plan(self, bus: Bus, feedback: Feedback) -> FeedbackAccepted:
         weights = self.weights.resolve(feedback.model)
         self._check_labels(feedback)
-        units = plan(feedback, self.config, weights.ref, weights.classes, self._known, reads_prompts=self.reads_prompts)
+        units = self._units(feedback, weights)
         reply = FeedbackAccepted(
             run=feedback.run,
             feedback=feedback.feedback,
@@ -64,6 +71,13 @@ class FeedbackDesk:
         caller = access.current().name
         with self.quota.taking(caller, feedback.run, feedback.feedback, [unit.id for unit in units]):
             return bus.publish_plan(feedback.run, feedback.feedback, feedback.fingerprint(), units, named, reply)
+
+    def _units(self, feedback: Feedback, weights: WeightSet) -> list[WorkUnit]:
+        config, clips = self.config, self.expressions
+        if clips is None:
+            return plan(feedback, config, weights.ref, weights.classes, self._known, reads_prompts=self.reads_prompts)
+        knowledge, has_policy = clips.composer.knowledge, weights.kind == POLICY
+        return plan_expressions(feedback, config, weights.ref, clips.identities, knowledge, has_policy=has_policy)
 
     def _known(self, sample_id: str) -> bool:
         return self.dataset is not None and sample_id in self.dataset

@@ -62,27 +62,29 @@ def order(
         UnsupportedField, UnknownClass, InvalidImage, InvalidRequest: `param` names the field.
     """
     can, native_size = backend.can, backend.native_size()
+    if can.makes == "clip":
+        raise InvalidRequest(
+            f'weights {weights.ref} make clips: send a job of type "video" with a first frame to /v1/jobs',
+            param="model",
+        )
     _check_openai_fields(request)
-    _check_size(request.size, native_size)
+    check_size(request.size, native_size)
     label = _label(request, weights.classes, can.conditioning)
     _check_abilities(request, weights, can)
+    check_scheduler(request.scheduler, can)
     guidance = request.guidance_scale if request.guidance_scale is not None else defaults.guidance_scale
-    _check_prompts(request, guidance, backend)
+    check_prompts(request.prompt, request.negative_prompt, guidance, backend)
     image, strength = _init_image(request, native_size, defaults)
-    count = request.n or 1
-    seed = request.seed if request.seed is not None else secrets.randbelow(2**53)  # exact in a JSON number
-    if seed + count - 1 > MAX_SEED:
-        raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", param="seed")
     rows = [
         Row(
-            seed=seed + index,
+            seed=seed,
             label=label,
             guidance_scale=guidance,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             image=image,
         )
-        for index in range(count)
+        for seed in seeds(request.seed, request.n or 1)
     ]
     sampling = Sampling(
         steps=request.num_inference_steps or defaults.steps,
@@ -123,10 +125,6 @@ def _check_abilities(request: ImageGenerationRequest, weights: WeightSet, can: A
         raise UnsupportedField(
             "weights conditioned on classes take no negative prompt: leave negative_prompt out", param="negative_prompt"
         )
-    if request.scheduler not in (None, *can.schedulers):
-        raise UnsupportedField(
-            f"no scheduler {request.scheduler!r} here: use one of {', '.join(can.schedulers)}", param="scheduler"
-        )
     if request.lora_scale is not None and weights.kind != "lora":
         raise UnsupportedField(f"weights {weights.ref} are no LoRA: leave lora_scale out", param="lora_scale")
     unseen = can.conditioning == "text" and weights.kind != "full" and weights.metadata.get("visual", "none") == "none"
@@ -138,14 +136,30 @@ def _check_abilities(request: ImageGenerationRequest, weights: WeightSet, can: A
         )
 
 
-def _check_prompts(request: ImageGenerationRequest, guidance: float, backend: Backend) -> None:
-    if request.negative_prompt is not None and guidance <= 1.0:
+def seeds(first: int | None, count: int) -> range:
+    """The seeds of a request's rows; without a first one, drawn. Raises InvalidRequest."""
+    first = secrets.randbelow(2**53) if first is None else first  # exact in a JSON number
+    if first + count - 1 > MAX_SEED:
+        raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", param="seed")
+    return range(first, first + count)
+
+
+def check_scheduler(name: str | None, can: Abilities) -> None:
+    """Raises UnsupportedField when the backend lacks it."""
+    if name not in (None, *can.schedulers):
+        raise UnsupportedField(f"no scheduler {name!r} here: use one of {', '.join(can.schedulers)}", param="scheduler")
+
+
+def check_prompts(prompt: str, negative_prompt: str | None, guidance: float, backend: Backend) -> None:
+    """Raises UnsupportedField for a negative prompt that would do nothing, and InvalidRequest for what is not read to
+    its end. `guidance`: the strongest that is used."""
+    if negative_prompt is not None and guidance <= 1.0:
         raise UnsupportedField(
             f"a negative prompt has no effect at guidance_scale = {guidance:g}: leave it out, or use more than 1",
             param="negative_prompt",
         )
-    for name, prompt in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        tokens, most = (prompt and backend.prompt_length(prompt)) or (0, 0)
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        tokens, most = (text and backend.prompt_length(text)) or (0, 0)
         if tokens > most:
             raise InvalidRequest(
                 f"{name} has {tokens} tokens, and the text encoder reads {most}, two of which begin and end it: "
@@ -154,13 +168,14 @@ def _check_prompts(request: ImageGenerationRequest, guidance: float, backend: Ba
             )
 
 
-def _check_size(size: str | None, native_size: tuple[int, int]) -> None:
+def check_size(size: str | None, native_size: tuple[int, int], what: str = "images") -> None:
+    """Raises InvalidRequest and UnsupportedField. `native_size`: (height, width)."""
     height, width = native_size
     if size in (None, "auto", f"{width}x{height}"):
         return
     if not re.fullmatch(r"[0-9]+x[0-9]+", size):
         raise InvalidRequest(f"size must look like {width}x{height}, or be auto", param="size")
-    raise UnsupportedField(f"these weights make {width}x{height} images only: use that, or no size", param="size")
+    raise UnsupportedField(f"these weights make {width}x{height} {what} only: use that, or no size", param="size")
 
 
 def _init_image(

@@ -1,4 +1,4 @@
-"""Runs long work as jobs: image generation, and what makes new weights of the generator, adapting and tuning. One
+"""Runs long work as jobs: images and clips, and what makes new weights of the generator, adapting and tuning. One
 thread a job, which mostly waits.
 
 Knows nothing of HTTP.
@@ -28,15 +28,19 @@ from generator_service.publications import Publications, is_part
 from generator_service.published_models import PublishedModels
 from generator_service.real_images import RealImages
 from generator_service.results import Recorder
+from generator_service.rl.clip_pairs import Source, Stateful
 from generator_service.turns import turn
+from generator_service.video_request import POLICY, VideoOrder
 from generator_service.weights import WeightStore, info
 from protocol.errors import InvalidRequest
-from protocol.messages import AdaptJob
+from protocol.messages import AdaptJob, Message
+from protocol.policy import PolicyJob
 from protocol.tuning import ASIDE, TuneJob
 
 UNFINISHED = ".unfinished-"  # how folders of jobs begin that are not done; no name of a set begins with a dot
 TURN = ".turn-"  # and those of files by which equal jobs take turns
-Learning = AdaptJob | TuneJob
+Learning = AdaptJob | TuneJob | PolicyJob
+Order = ImageOrder | VideoOrder
 KEPT_S = 7 * 24 * 3600.0  # that they wait for somebody to go on with them, since they last changed
 
 
@@ -54,6 +58,8 @@ class JobRunner:
         activate: Callable[[WeightSet], None],
         rewards: dict[str, str],
         published: PublishedModels,
+        clip_rewards: dict[str, str],
+        source: Source,
     ):
         """
         Args:
@@ -64,6 +70,8 @@ class JobRunner:
             activate: what to do with weights that are to serve from now on.
             rewards: what a generator can be tuned by: name -> "module:function".
             published: models of trainers, whose features rewards may be of.
+            clip_rewards: what a sampling policy can be learnt by, named likewise.
+            source: what it is learnt from.
         """
         self._jobs, self._engine, self._backend, self._weights, self._recorder = (
             jobs,
@@ -74,6 +82,7 @@ class JobRunner:
         )
         self._real, self._classes, self._activate = real, classes, activate
         self._rewards, self._published = rewards, published
+        self._clip_rewards, self._source = clip_rewards, source
         self._threads = ThreadPoolExecutor(max_unfinished, thread_name_prefix="job")
         for folder in weights.root.glob(f"{UNFINISHED}*"):
             if folder.stat().st_mtime < time.time() - KEPT_S:
@@ -87,8 +96,16 @@ class JobRunner:
 
     def generate(self, order: ImageOrder) -> JobRecord:
         """Raises QueueFull and NotReady."""
+        return self._ordered("generate", order, order.sampling.steps, self._recorder.images_response)
+
+    def video(self, order: VideoOrder) -> JobRecord:
+        """Raises InvalidRequest, QueueFull and NotReady."""
+        return self._ordered("video", order, None, self._recorder.videos_response)
+
+    def _ordered(self, kind: str, order: Order, steps: int | None, respond: Callable[..., Message]) -> JobRecord:
+        """`steps`: None: its progress tells. `respond`: makes the result of the order and what was generated."""
         owner = access.current().name
-        record = self._jobs.create("generate", order.sampling.steps, owner)
+        record = self._jobs.create(kind, steps, owner)
         generation = Generation(order.weights, order.sampling, order.rows, owner=owner, on_step=record.progress)
         record.on_cancel(partial(self._engine.cancel, generation))
         try:
@@ -96,13 +113,12 @@ class JobRunner:
         except BaseException:
             self._jobs.discard(record)
             raise
-        finish = partial(self._finish_generation, record, order, generation)
+
+        def finish() -> None:
+            record.succeed(respond(order, generation.future.result()).model_dump(mode="json"))
+
         self._threads.submit(copy_context().run, guard, finish, record.fail)
         return record
-
-    def _finish_generation(self, record: JobRecord, order: ImageOrder, generation: Generation) -> None:
-        response = self._recorder.images_response(order, generation.future.result())
-        record.succeed(response.model_dump(mode="json"))
 
     # ------------------------------------------------------------ new weights
 
@@ -111,10 +127,8 @@ class JobRunner:
         self._engine.check_ready()
         base = self._weights.base if job.base is None else self._weights.resolve(job.base)
         if job.method not in self._backend.can.adaptations:
-            raise InvalidRequest(
-                f"this backend is not adapted by {job.method!r}: use {' or '.join(self._backend.can.adaptations)}",
-                param="method",
-            )
+            known = " or ".join(self._backend.can.adaptations) or "its weights as they are"
+            raise InvalidRequest(f"this backend is not adapted by {job.method!r}: use {known}", param="method")
         return self._begin(job, base, lambda: registry.load(registry.ADAPTATIONS, job.method))
 
     def tune(self, job: TuneJob) -> JobRecord:
@@ -137,18 +151,41 @@ class JobRunner:
             return base.base
         return base
 
-    def _begin(self, job: Learning, base: WeightSet, adaptation: Callable[[], Adaptation]) -> JobRecord:
+    def policy(self, job: PolicyJob) -> JobRecord:
+        """Raises InvalidRequest, UnknownClass, NoFace, UnknownWeights, QueueFull and NotReady."""
+        self._engine.check_ready()
+        base = self._weights.resolve(job.base)
+        if base.kind == POLICY and base.base is not None:
+            base = base.base  # a policy is never learnt on another: what they choose for is the same
+        if self._backend.can.makes != "clip" or not isinstance(self._backend, Stateful):
+            raise InvalidRequest(
+                f"backend {self._backend.name!r} makes no clips that a policy could choose the sampling of",
+                param="type",
+            )
+        self._source.check(job)
+        from generator_service.rl.reward_terms import reward_functions  # late: it imports torch
+
+        rewards = reward_functions(job, self._clip_rewards, "generator.clip_rewards")
+        learn = partial(_learn_policy(), rewards=rewards, source=self._source)
+        return self._begin(job, base, lambda: learn, self._source.digest())
+
+    def _begin(
+        self, job: Learning, base: WeightSet, adaptation: Callable[[], Adaptation], beside: str = ""
+    ) -> JobRecord:
+        """`beside`: what else decides what the job makes."""
         self._weights.check_name(job.name)
         if self._real is None:
             raise InvalidRequest("there are no images to learn from: set generator.dataset.root", param="type")
         record = self._jobs.create(job.type, job.steps, access.current().name)
-        learn = partial(self._learn, record, job, base, adaptation)
+        learn = partial(self._learn, record, job, base, adaptation, beside)
         self._threads.submit(copy_context().run, guard, learn, record.fail)
         return record
 
-    def _learn(self, record: JobRecord, job: Learning, base: WeightSet, adaptation: Callable[[], Adaptation]) -> None:
+    def _learn(
+        self, record: JobRecord, job: Learning, base: WeightSet, adaptation: Callable[[], Adaptation], beside: str
+    ) -> None:
         """Equal jobs of all replicas take turns, and one may be enough for all."""
-        recipe = self._recipe(job, base)
+        recipe = self._recipe(job, base, beside)
         cancelled = threading.Event()
         record.on_cancel(cancelled.set)
         with turn(self._weights.root / f"{TURN}{recipe[:16]}", cancelled):  # they share what is unfinished
@@ -158,10 +195,10 @@ class JobRunner:
             self._activate(made)
         record.succeed(info(made, self._weights.active().ref).model_dump(mode="json"))
 
-    def _recipe(self, job: Learning, base: WeightSet) -> str:
+    def _recipe(self, job: Learning, base: WeightSet, beside: str) -> str:
         """Hash of all that decides what a job makes: itself, base weights, other models, images and classes."""
         assert self._real is not None
-        said = job.model_dump_json(exclude=ASIDE) + base.ref.digest + self._backend.beside_base()
+        said = job.model_dump_json(exclude=ASIDE) + base.ref.digest + self._backend.beside_base() + beside
         content = hashlib.sha256("\n".join([said, *self._classes]).encode())
         content.update(self._real.digest().encode())
         content.update(json.dumps(self._real.captions).encode())
@@ -210,3 +247,9 @@ def _tune() -> Adaptation:
     from generator_service.rl.tune import tune  # late: it imports torch and timm
 
     return tune
+
+
+def _learn_policy() -> Adaptation:
+    from generator_service.rl.policy_job import learn_policy  # late, as above
+
+    return learn_policy

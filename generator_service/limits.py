@@ -22,7 +22,7 @@ class LimitsConfig(BaseModel):
 
     requests_per_minute: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)  # a caller's; None: any number
     burst: int = Field(default=60, ge=1)  # requests that a caller may save up for doing at once
-    waiting_images: int | None = Field(default=None, ge=1)  # a caller's, before the GPU; None: max_waiting_rows alone
+    waiting_images: int | None = Field(default=None, ge=1)  # a caller's, of clips frames; None: max_waiting_rows alone
     unfinished_jobs: int | None = Field(default=None, ge=1)  # a caller's; None: max_unfinished_jobs alone
     feedback_units: int | None = Field(default=None, ge=1)  # a caller's, unanswered; None: broker.work_gate alone
 

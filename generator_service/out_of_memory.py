@@ -26,8 +26,8 @@ def generate(
     except torch.OutOfMemoryError as error:
         if len(rows) == 1:
             raise GenerationFailed(
-                "one image does not fit into the GPU's memory: set a smaller size, a half-precision dtype, or options "
-                "of the backend that need less"
+                f"one {'image' if sampling.frames is None else 'clip'} does not fit into the GPU's memory: set a "
+                "smaller size, a half-precision dtype, or options of the backend that need less"
             ) from error
     torch.cuda.empty_cache()  # after the handler, whose traceback kept the batch's tensors alive
     half = (len(rows) + 1) // 2

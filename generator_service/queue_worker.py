@@ -17,9 +17,11 @@ from typing import TypeVar
 import numpy as np
 
 from agent.captions import Perturber
+from agent.expressions.compose import Composer
 from generator_service.backends.interface import Row, Sampling
 from generator_service.batching import Generation
 from generator_service.boundary import guard
+from generator_service.composition import composed
 from generator_service.engine import Engine
 from generator_service.perturbation import perturbed
 from generator_service.results import Recorder
@@ -31,7 +33,16 @@ from protocol import codec
 from protocol.bus import Bus, Delivery
 from protocol.dataset import Dataset
 from protocol.entries import WorkRow, WorkUnit
-from protocol.errors import BlobCorrupt, Cancelled, DiskFull, OnTheFlyError, Retryable, UnknownClass, UnknownSource
+from protocol.errors import (
+    BlobCorrupt,
+    Cancelled,
+    DiskFull,
+    InvalidRequest,
+    OnTheFlyError,
+    Retryable,
+    UnknownClass,
+    UnknownSource,
+)
 from protocol.interruption import Interruption
 
 log = logging.getLogger(__name__)
@@ -58,6 +69,7 @@ class QueueWorkers:
         recorder: Recorder,
         telemetry: Telemetry,
         perturb: Perturber,
+        compose: Composer | None,
         *,
         name: str,
         threads: int,
@@ -67,13 +79,14 @@ class QueueWorkers:
         Args:
             connect: a new connection to the broker.
             perturb: makes the versions of captions that units ask for.
+            compose: writes the prompts of clips that units ask for; None: the backend makes images.
             name: of this replica; unique among the consumers of the group.
             threads: units in hand at a time: one denoised, the others being prepared or published.
             deterministic: never merge a unit with others.
         """
         self._connect, self._engine, self._weights = connect, engine, weights
         self._dataset, self._recorder, self._telemetry, self._name = dataset, recorder, telemetry, name
-        self._perturb = perturb
+        self._perturb, self._compose = perturb, compose
         self._deterministic = deterministic
         self._stop = threading.Event()
         self._interruptions: dict[str, Interruption] = {}  # error code -> whether that is the case now
@@ -143,7 +156,8 @@ class QueueWorkers:
     def _make(self, bus: Bus, delivery: Delivery[WorkUnit], lost: threading.Event, watch: UnitWatch) -> None:
         began = time.monotonic()
         unit = perturbed(delivery.message, self._perturb, bus.captions)
-        captions_s = time.monotonic() - began if delivery.message.versions else 0.0
+        unit = composed(unit, self._compose, bus.captions, self._first_frame)
+        captions_s = time.monotonic() - began if unit is not delivery.message else 0.0
         generation = self._generation(bus, unit)
 
         def drop_when_lost(done: int, total: int) -> None:
@@ -183,28 +197,36 @@ class QueueWorkers:
                 prompt=row.prompt,
                 negative_prompt=row.negative_prompt,
                 image=image,
+                guidance=row.guidance,
             )
             for row, image in zip(unit.rows, images, strict=True)
         ]
-        guided = any(row.guidance_scale > 1.0 for row in unit.rows)
-        sampling = Sampling(unit.steps, unit.scheduler, unit.strength, guided, unit.lora_scale)
-        return Generation(weights, sampling, rows, lane="queue", alone=self._deterministic)
+        return Generation(weights, _sampling(unit), rows, lane="queue", alone=self._deterministic)
 
     def _init_images(self, bus: Bus, unit: WorkUnit) -> list[np.ndarray | None]:
-        """uint8 [H, W, 3] for each row, or None for rows that start from noise."""
+        """uint8 [H, W, 3] for each row, of a clip its first frame; or None for rows that start from noise."""
         if unit.init_blob is not None:
             images = codec.decode(bus.get_blob(unit.init_blob)).get("images")
             if images is None or images.shape[0] != len(unit.rows):
                 raise BlobCorrupt(f"the init images of unit {unit.id} do not match its {len(unit.rows)} rows")
             return list(images)
-        wanted = {row.init_id for row in unit.rows if row.init_id is not None}
-        missing = [source for source in wanted if self._dataset is None or source not in self._dataset]
-        if missing:
-            raise UnknownSource(
-                f"sample {missing[0]!r} is not in this replica's dataset: mount the same dataset on every replica"
+        frames = {(row.init_id, row.init_frame): row for row in unit.rows if row.init_id is not None}
+        found = {place: self._first_frame(row) for place, row in frames.items()}
+        images = [found.get((row.init_id, row.init_frame)) for row in unit.rows]
+        if unit.frames is not None and any(image is None for image in images):
+            raise InvalidRequest(
+                f"a row of unit {unit.id} has no first frame, which a clip begins with: mount a dataset that its "
+                "planner can take one from"
             )
-        found = {source: self._dataset.image(source) for source in wanted}
-        return [found.get(row.init_id) for row in unit.rows]
+        return images
+
+    def _first_frame(self, row: WorkRow) -> np.ndarray:
+        """uint8 [H, W, 3] of the sample that a row starts from."""
+        if self._dataset is None or row.init_id is None or row.init_id not in self._dataset:
+            raise UnknownSource(
+                f"sample {row.init_id!r} is not in this replica's dataset: mount the same dataset on every replica"
+            )
+        return self._dataset.image(row.init_id, row.init_frame)
 
     def _pause(self, error: OnTheFlyError) -> None:
         self._interruptions.setdefault(error.code, _interruption(error.code)).failed(error)
@@ -221,6 +243,21 @@ def _interruption(code: str) -> Interruption:
         lambda error: log.warning("queued work pauses: %s", error.message, extra={"event": code}),
         lambda: log.info("queued work goes on", extra={"event": "recovered", "from": code}),
         quiet_s=QUIET_S,
+    )
+
+
+def _sampling(unit: WorkUnit) -> Sampling:
+    """What the rows of a unit share."""
+    strongest = (row.guidance_scale if row.guidance is None else row.guidance.maximum for row in unit.rows)
+    return Sampling(
+        steps=unit.steps,
+        scheduler=unit.scheduler,
+        strength=unit.strength,
+        guided=unit.policy or max(strongest) > 1.0,
+        lora_scale=unit.lora_scale,
+        frames=unit.frames,
+        resampling=unit.resampling,
+        policy=unit.policy,
     )
 
 

@@ -1,5 +1,5 @@
-"""Names of what can be chosen: backends, adaptations, policies, rewards, language models; and where they live. A new
-one is one new file and one line here.
+"""Names of what can be chosen: backends, adaptations, policies, rewards, language models, face readers; and where they
+live. A new one is one new file and one line here.
 
 Entries are imported when first used, so that reading settings or serving /livez never loads torch.
 """
@@ -14,6 +14,8 @@ from protocol.errors import ConfigError
 BACKENDS = {
     "dit": "generator_service.backends.dit:DiTBackend",
     "stable_diffusion": "generator_service.backends.stable_diffusion:StableDiffusionBackend",
+    "ti2v": "generator_service.backends.ti2v:TI2VBackend",
+    "image_to_video": "generator_service.backends.image_to_video:ImageToVideoBackend",
 }
 ADAPTATIONS = {
     "cold_start": "generator_service.adapt.cold_start:cold_start",
@@ -28,9 +30,21 @@ REWARDS = {
     "coverage": "generator_service.rl.rewards:coverage",
     "expression": "generator_service.rl.rewards:expression",
 }
+CLIP_REWARDS = {
+    "steps": "generator_service.rl.clip_rewards:steps",
+    "quality": "generator_service.rl.clip_rewards:quality",
+    "face": "generator_service.rl.clip_rewards:face",
+    "amplitude": "generator_service.rl.clip_rewards:amplitude",
+}
 LANGUAGE = {
     "chat": "generator_service.language.chat:LocalChat",
     "captioner": "generator_service.language.captioner:Captioner",
+    "vision_chat": "generator_service.language.vision_chat:VisionChat",
+}
+FACE_READERS = {
+    "landmarks": "generator_service.faces.landmarks:LandmarkReader",
+    "openface": "generator_service.faces.openface:OpenFaceReader",
+    "pyfeat": "generator_service.faces.pyfeat:PyFeatReader",
 }
 
 
@@ -50,6 +64,11 @@ def backend(name: str) -> tuple[type, type]:
 def language(name: str) -> tuple[type, type]:
     """The class of a model that reads or writes text on this machine, and of its settings. Raises ConfigError."""
     return _configured(LANGUAGE, name)
+
+
+def face_reader(name: str) -> tuple[type, type]:
+    """The class of a face reader, and of its settings. Raises ConfigError."""
+    return _configured(FACE_READERS, name)
 
 
 def _configured(entries: dict[str, str], name: str) -> tuple[type, type]:

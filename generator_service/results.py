@@ -12,15 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from generator_service.backends.interface import Row, Sampling
 from generator_service.batching import Generated
 from generator_service.image_request import ImageOrder
 from generator_service.metrics.nearest import NearestReal
 from generator_service.samples import SampleStore
 from generator_service.telemetry import Telemetry
-from protocol import tracing
+from generator_service.video_request import VideoOrder
+from protocol import clips, tracing
 from protocol.codec import image_to_bytes
 from protocol.entries import Sample, SampleBatch, WorkUnit
 from protocol.messages import GeneratedImage, ImagesResponse
+from protocol.video import GeneratedVideo, VideosResponse
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Recorder:
         image_format = request.output_format or "png"
         quality = 100 if request.output_compression is None else request.output_compression
         inline = request.response_format != "url"
-        samples = self._ordered(order, generated)
+        samples = self._ordered(order, generated, label=order.label, class_name=order.class_name)
         data = []
         for sample, image in zip(samples, generated.images, strict=True):
             encoded = image_to_bytes(image, image_format, quality)
@@ -65,8 +68,43 @@ class Recorder:
             weights=order.weights.ref,
         )
 
-    def _ordered(self, order: ImageOrder, generated: Generated) -> list[Sample]:
-        """The samples of one request."""
+    def videos_response(self, order: VideoOrder, generated: Generated) -> VideosResponse:
+        """Encode, store and describe the clips of one request."""
+        tracing.record("denoise", generated.started, generated.finished, rows=len(order.rows))
+        clip_format = order.request.output_format or "webp"
+        inline = order.request.response_format == "b64_json"
+        samples = self._ordered(order, generated, label=None, class_name=None, fps=order.fps)
+        data = []
+        for sample, clip in zip(samples, generated.images, strict=True):
+            encoded = clips.to_bytes(clip, clip_format, order.fps)
+            self.samples.add_clip(sample.id, encoded, clip_format)
+            data.append(
+                GeneratedVideo(
+                    b64_json=base64.b64encode(encoded).decode("ascii") if inline else None,
+                    url=None if inline else f"{order.base_url}/v1/samples/{sample.id}/video",
+                    sample_id=sample.id,
+                    seed=sample.seed,
+                    steps=sample.steps,
+                    guidance_scale=None if sample.guidance else sample.guidance_scale,
+                    guidance=sample.guidance,
+                    near_copy=sample.near_copy,
+                )
+            )
+        self.samples.add(samples)
+        frames, height, width = generated.images.shape[1:4]
+        return VideosResponse(
+            created=int(time.time()),
+            data=data,
+            output_format=clip_format,
+            size=f"{width}x{height}",
+            frames=frames,
+            fps=order.fps,
+            policy=order.sampling.policy,
+            weights=order.weights.ref,
+        )
+
+    def _ordered(self, order: ImageOrder | VideoOrder, generated: Generated, **told: object) -> list[Sample]:
+        """The samples of one request; `told`: what requests of its kind have besides."""
         return [
             Sample(
                 id=uuid.uuid4().hex,
@@ -76,28 +114,24 @@ class Recorder:
                 source_id=None,
                 index=index,
                 seed=row.seed,
-                label=order.label,
-                class_name=order.class_name,
                 prompt=row.prompt,
                 negative_prompt=row.negative_prompt,
-                guidance_scale=row.guidance_scale,
-                steps=order.sampling.steps,
-                scheduler=order.sampling.scheduler,
-                strength=order.sampling.strength,
-                lora_scale=order.sampling.lora_scale,
                 weights=order.weights.ref,
                 created=generated.finished,
                 user=order.request.user,
+                **_made(row, order.sampling),
+                **told,
                 **near,
             )
-            for index, (row, near) in enumerate(zip(order.rows, self._near(generated), strict=True))
+            for index, (row, near) in enumerate(zip(generated.rows, self._near(generated), strict=True))
         ]
 
     def sample_batch(
         self, unit: WorkUnit, generated: Generated, worker: str, captions_s: float
     ) -> tuple[SampleBatch, np.ndarray]:
-        """The answer to a work unit and its images, uint8 [samples, H, W, 3]; the caller records the samples and
-        publishes both. Images that were flagged are missing: a label on black pixels would teach nothing but noise.
+        """The answer to a work unit and its images, uint8 [samples, H, W, 3], or clips, [samples, M, H, W, 3]; the
+        caller records the samples and publishes both. Images that were flagged are missing: a label on black pixels
+        would teach nothing but noise.
 
         Args:
             captions_s: seconds that the unit's prompts took.
@@ -137,23 +171,22 @@ class Recorder:
                 class_name=row.class_name,
                 prompt=row.prompt,
                 negative_prompt=row.negative_prompt,
-                guidance_scale=row.guidance_scale,
-                steps=unit.steps,
-                scheduler=unit.scheduler,
-                strength=unit.strength,
-                lora_scale=unit.lora_scale,
+                fps=unit.fps,
                 init_id=row.init_id,
+                init_frame=row.init_frame,
+                action_units=row.action_units,
                 prompt_by=row.prompt_by,
                 weights=unit.weights,
                 created=generated.finished,
+                **_made(made, unit),
                 **near,
             )
-            for row, near in zip(unit.rows, self._near(generated), strict=True)
+            for row, made, near in zip(unit.rows, generated.rows, self._near(generated), strict=True)
         ]
 
     def _kept(self, images: np.ndarray) -> np.ndarray:
-        """Which images were not flagged, bool [B]."""
-        return images.any(axis=(1, 2, 3)) if self.blackens else np.ones(len(images), dtype=bool)
+        """Which images, or clips, were not flagged, bool [B]."""
+        return images.reshape(len(images), -1).any(axis=1) if self.blackens else np.ones(len(images), dtype=bool)
 
     def _near(self, generated: Generated) -> list[dict[str, object]]:
         """The nearest-neighbour fields of each sample."""
@@ -165,3 +198,18 @@ class Recorder:
         ]
         self.telemetry.near_copies(sum(near["near_copy"] for near in found))
         return found
+
+
+def _made(row: Row, said: Sampling | WorkUnit) -> dict[str, object]:
+    """What a sample tells of how its row was made: with the steps and guidance that were really used."""
+    return {
+        "guidance_scale": row.guidance_scale,
+        "guidance": row.guidance,
+        "steps": said.steps if row.steps is None else row.steps,
+        "scheduler": said.scheduler,
+        "strength": said.strength,
+        "lora_scale": said.lora_scale,
+        "frames": said.frames,
+        "resampling": said.resampling,
+        "policy": said.policy,
+    }

@@ -1,9 +1,10 @@
 """The samples this replica made: provenance of all, pixels of those made for REST requests; both bounded.
 
     {root}/samples.jsonl, samples.1.jsonl   provenance, one line each; the older file goes when the newer one is full
-    {root}/images/{id}.{png,jpeg,webp}      least recently used go first
+    {root}/images/{id}.{png,jpeg,webp}      least recently used go first, of images and clips together
+    {root}/clips/{id}.{webp,gif,mp4}
 
-Does not know how images are encoded.
+Does not know how images and clips are encoded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from protocol import clips
 from protocol.disk import full_disk_told
 from protocol.entries import Sample
 from protocol.errors import ConfigError, UnknownSample
@@ -27,6 +29,8 @@ from protocol.errors import ConfigError, UnknownSample
 log = logging.getLogger(__name__)
 
 CURRENT, OLDER = "samples.jsonl", "samples.1.jsonl"
+IMAGES, CLIPS = "images", "clips"
+FORMATS = {IMAGES: ("png", "jpeg", "webp"), CLIPS: clips.FORMATS}
 ADVICE = "free some, or lower generator.max_samples and generator.max_image_bytes"
 
 
@@ -56,17 +60,22 @@ class SampleStore:
         """
         Args:
             max_samples: provenance entries kept, at least half of it and at most this many.
-            max_image_bytes: total size of the stored images.
+            max_image_bytes: total size of the stored images and clips.
         """
         self._lock = threading.Lock()
-        self._root, self._images = root, root / "images"
-        self._images.mkdir(parents=True, exist_ok=True)
+        self._root = root
         self._segment_size = max(1, max_samples // 2)
         self._max_image_bytes = max_image_bytes
         self._older = self._index(OLDER)
         self._current = self._index(CURRENT)
-        stored = sorted(self._images.iterdir(), key=lambda path: path.stat().st_mtime)
-        self._sizes: OrderedDict[str, int] = OrderedDict((path.name, path.stat().st_size) for path in stored)
+        for kind in FORMATS:
+            (root / kind).mkdir(parents=True, exist_ok=True)
+        stored = sorted(
+            (path for kind in FORMATS for path in (root / kind).iterdir()), key=lambda path: path.stat().st_mtime
+        )
+        self._sizes: OrderedDict[str, int] = OrderedDict(
+            (f"{path.parent.name}/{path.name}", path.stat().st_size) for path in stored
+        )
         self._image_bytes = sum(self._sizes.values())
 
     def add(self, samples: Iterable[Sample]) -> None:
@@ -90,12 +99,20 @@ class SampleStore:
 
     def add_image(self, sample_id: str, data: bytes, image_format: str) -> None:
         """Store the encoded pixels of a sample; `image_format` is png, jpeg or webp. Raises DiskFull."""
-        name = f"{sample_id}.{image_format}"
-        with full_disk_told(self._images / name, ADVICE):
+        self._keep(f"{IMAGES}/{sample_id}.{image_format}", data)
+
+    def add_clip(self, sample_id: str, data: bytes, clip_format: str) -> None:
+        """Store the file of a clip; `clip_format` is webp, gif or mp4. Raises DiskFull."""
+        self._keep(f"{CLIPS}/{sample_id}.{clip_format}", data)
+
+    def _keep(self, name: str, data: bytes) -> None:
+        """`name`: of the file, below the store's folder."""
+        path = self._root / name
+        with full_disk_told(path, ADVICE):
             try:
-                (self._images / name).write_bytes(data)
+                path.write_bytes(data)
             except OSError:
-                (self._images / name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
                 raise
         with self._lock:
             self._image_bytes += len(data) - self._sizes.pop(name, 0)
@@ -103,7 +120,7 @@ class SampleStore:
             while self._image_bytes > self._max_image_bytes and len(self._sizes) > 1:
                 oldest, size = self._sizes.popitem(last=False)
                 self._image_bytes -= size
-                (self._images / oldest).unlink(missing_ok=True)
+                (self._root / oldest).unlink(missing_ok=True)
 
     def get(self, sample_id: str) -> Sample:
         """Provenance of a sample. Raises UnknownSample."""
@@ -116,15 +133,23 @@ class SampleStore:
         raise UnknownSample(f"no sample {sample_id!r} here: another replica made it, or it was too long ago")
 
     def image(self, sample_id: str) -> tuple[bytes, str]:
-        """(encoded bytes, media type). Raises UnknownSample when the pixels are not kept here."""
+        """(encoded bytes, media type). Raises UnknownSample when the pixels are not kept here, or are a clip."""
+        return self._kept(IMAGES, sample_id)
+
+    def clip(self, sample_id: str) -> tuple[bytes, str]:
+        """(the file, media type). Raises UnknownSample when it is not kept here, or is an image."""
+        return self._kept(CLIPS, sample_id)
+
+    def _kept(self, kind: str, sample_id: str) -> tuple[bytes, str]:
         with self._lock:
-            for image_format in ("png", "jpeg", "webp"):
-                name = f"{sample_id}.{image_format}"
+            for form in FORMATS[kind]:
+                name = f"{kind}/{sample_id}.{form}"
                 if name in self._sizes:
                     self._sizes.move_to_end(name)
-                    return (self._images / name).read_bytes(), f"image/{image_format}"
+                    return (self._root / name).read_bytes(), f"{'video' if form == 'mp4' else 'image'}/{form}"
         raise UnknownSample(
-            f"no pixels of sample {sample_id!r} here: only REST images are kept, the least recently used go first"
+            f"no {kind} of sample {sample_id!r} here: only those made for REST requests are kept, the least recently "
+            "used go first"
         )
 
     def _index(self, name: str) -> dict[str, int]:

@@ -15,9 +15,10 @@ from functools import partial
 
 from agent.captions import Perturber
 from agent.settings import AgentConfig
-from generator_service import image_request, registry
+from generator_service import image_request, real_images, registry
 from generator_service.backends.interface import Backend, WeightSet
 from generator_service.engine import Engine
+from generator_service.expressions import Expressions
 from generator_service.feedback import FeedbackDesk
 from generator_service.feedback_quota import FeedbackQuota
 from generator_service.image_request import ImageOrder
@@ -30,9 +31,11 @@ from generator_service.queue_worker import QueueWorkers
 from generator_service.real_images import RealImages
 from generator_service.replica import Membership
 from generator_service.results import Recorder
+from generator_service.rl.clip_pairs import Source
 from generator_service.samples import SampleStore
 from generator_service.settings import GeneratorConfig
 from generator_service.telemetry import Telemetry
+from generator_service.video_request import VideoOrder, order_video
 from generator_service.weights import WeightStore
 from protocol.broker import EMBEDDED
 from protocol.bus import Bus, QueueConfig
@@ -41,6 +44,7 @@ from protocol.config import section
 from protocol.dataset import Dataset
 from protocol.errors import BrokerUnavailable, ConfigError, OnTheFlyError, Retryable
 from protocol.messages import ImageGenerationRequest
+from protocol.video import VideoGenerationRequest
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class Loaded:
     runner: JobRunner
     desk: FeedbackDesk
     perturber: Perturber
+    expressions: Expressions | None  # None: the backend makes images
     dataset: Dataset | None  # None: not mounted
 
 
@@ -114,6 +119,8 @@ class Service:
                 self._workers.ask_to_stop()
             if self._loaded is not None:
                 self._loaded.perturber.close()  # nobody waits for a language model any more
+            if self._loaded is not None and self._loaded.expressions is not None:
+                self._loaded.expressions.composer.close()
             self.engine.stop()
             if self._workers is not None:  # made meanwhile, when the model was still loading
                 self._workers.ask_to_stop()
@@ -134,11 +141,13 @@ class Service:
             torch.set_num_threads(config.threads)
         backend = self._open_backend()
         weights = WeightStore(config.weights_dir, backend.folder, backend.name, backend.classes)
-        real = RealImages.read(dataset, backend.native_size()) if dataset is not None else None
+        frames = real_images.FRAMES if backend.can.makes == "clip" else None
+        real = RealImages.read(dataset, backend.native_size(), frames) if dataset is not None else None
         nearest = NearestReal(real.images, real.ids) if real is not None else None
         recorder = Recorder(self.samples, nearest, config.near_copy_distance, self.telemetry, backend.can.blackens)
         classes = dataset.classes if dataset is not None else ()
         perturb = perturber(self._agent, self.telemetry.captions)
+        expressions = self._open_expressions(backend, dataset)
         self._loaded = Loaded(
             backend,
             weights,
@@ -155,6 +164,8 @@ class Service:
                 self.membership.activate,
                 registry.REWARDS | config.rewards,
                 self.published,
+                registry.CLIP_REWARDS | config.clip_rewards,
+                Source(dataset, expressions, self._agent.expressions, config.faces, self._agent.negative_prompt),
             ),
             FeedbackDesk(
                 self._bus,
@@ -165,8 +176,10 @@ class Service:
                 backend.native_size(),
                 config.images.max_pixels,
                 self._quota,
+                expressions,
             ),
             perturb,
+            expressions,
             dataset,
         )
         self.membership.loaded(weights)
@@ -183,6 +196,7 @@ class Service:
             loaded.recorder,
             self.telemetry,
             loaded.perturber,
+            loaded.expressions.composer if loaded.expressions is not None else None,
             name=self._name,
             threads=self.config.queue_threads,
             deterministic=self.config.deterministic,
@@ -193,8 +207,16 @@ class Service:
         kind, settings = registry.backend(config.backend)
         table = f"generator.{config.backend}"
         backend = kind(section({table: config.backends.get(config.backend, {})}, table, settings))
-        _check_schedulers(backend, {"agent": self._agent.scheduler, "generator.images": config.images.scheduler})
+        table, defaults = ("videos", config.videos) if backend.can.makes == "clip" else ("images", config.images)
+        _check_schedulers(backend, {"agent": self._agent.scheduler, f"generator.{table}": defaults.scheduler})
         return backend
+
+    def _open_expressions(self, backend: Backend, dataset: Dataset | None) -> Expressions | None:
+        if backend.can.makes == "image":
+            return None
+        return Expressions.open(
+            self._agent.expressions, self.config.faces, dataset, backend, self.telemetry.expressions
+        )
 
     def _serve_queue(self) -> None:
         if self._stopped:
@@ -232,6 +254,13 @@ class Service:
         loaded = self.loaded
         weights = loaded.weights.resolve(request.model)
         return image_request.order(request, weights, loaded.backend, self.config.images, base_url)
+
+    def order_video(self, request: VideoGenerationRequest, base_url: str = "") -> VideoOrder:
+        """As `order`, for clips; raises what `video_request.order_video` does besides."""
+        self.engine.check_ready()
+        loaded = self.loaded
+        weights = loaded.weights.resolve(request.model)
+        return order_video(request, weights, loaded.backend, self.config.videos, base_url)
 
     def metrics(self) -> bytes:
         """The Prometheus page; without broker depths when the broker is away."""

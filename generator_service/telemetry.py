@@ -47,6 +47,10 @@ class Telemetry:
         self._near_copies = counter("near_copies", "Images that nearly are a real one.")
         self._captions = counter("captions", "Versions of captions, by who made them.", "by")
         self._captions_refused = counter("captions_refused", "Versions that a language model made in vain.", "reason")
+        self._prompts = counter("prompts", "Prompts composed from action units, by who made them.", "by")
+        self._prompt_answers = counter(
+            "prompt_answers", "Answers of a vision-language model, all of them and those that were no good.", "which"
+        )
         self._units = counter("units", "Work units that this replica is done with.", "outcome")
         self._taken_over = counter("units_taken_over", "Work units claimed that had been delivered before.")
         self._queued = histogram("unit_queued_seconds", "Time of a claimed work unit on the broker's stream.", SLOW)
@@ -99,6 +103,13 @@ class Telemetry:
             self._captions.labels(what).inc(how_many)
         else:
             self._captions_refused.labels(what).inc(how_many)
+
+    def expressions(self, what: str, how_many: int) -> None:
+        """As `agent.expressions.vision.Count`."""
+        if what in ("model", "template", "cache"):
+            self._prompts.labels(what).inc(how_many)
+        else:
+            self._prompt_answers.labels(what).inc(how_many)
 
     # ------------------------------------------------------------ work units
 

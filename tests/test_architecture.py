@@ -31,7 +31,7 @@ CONFINED = {
     ),
     "torch": ("generator_service/", "trainer/"),
     "fastapi": ("generator_service/",),
-    "timm": ("trainer/", "generator_service/rl/"),
+    "timm": ("trainer/", "generator_service/rl/", "generator_service/faces/"),
     "opentelemetry": ("protocol/tracing.py",),
     "prometheus_client": ("generator_service/", "trainer/telemetry.py"),
 }
@@ -47,6 +47,7 @@ PURE = (
     "generator_service/rl/logprob.py",
     "generator_service/rl/dpok.py",
     "generator_service/rl/rewards.py",
+    "generator_service/rl/clip_rewards.py",
 )
 
 
@@ -132,6 +133,7 @@ def test_files_and_functions_stay_small(path: Path):
 
 
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}  # they run what they read
+PROGRAMS = {"trainer/video_quality/torchscript.py": "torch.jit.load"}  # networks that are programs, as it says
 FETCHING = {"requests", "aiohttp", "urllib.request", "urllib3", "http.client", "ftplib"}  # httpx has rooms of its own
 
 
@@ -158,7 +160,8 @@ def test_nothing_that_is_read_is_run(path: Path):
     modules = imports(path)
     assert not {module.split(".")[0] for module in modules} & UNSAFE
     assert not modules & FETCHING
-    assert dangers(ast.parse(path.read_text())) == []
+    found = [danger.partition(": ")[2] for danger in dangers(ast.parse(path.read_text()))]
+    assert found == [PROGRAMS[name(path)]] if name(path) in PROGRAMS else found == []
 
 
 @pytest.mark.parametrize(
@@ -167,6 +170,7 @@ def test_nothing_that_is_read_is_run(path: Path):
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "torch.serialization.load(path)",
+        "torch.jit.load(path)",
         "np.load(path, allow_pickle=True)",
         "eval(text)",
         "exec(text)",

@@ -23,6 +23,11 @@ def pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def levels(images: torch.Tensor) -> np.ndarray:
+    """RGB float [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
+    return ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
 def scale_factor(vae: AutoencoderKL) -> int:
     """Pixels a latent, along each side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)

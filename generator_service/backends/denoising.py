@@ -94,7 +94,7 @@ def _plan(space: LatentSpace, rows: Sequence[Row], sampling: Sampling) -> list[_
     for members, steps, redraws in kinds:
         if members:
             scheduler = space.scheduler(sampling.scheduler)
-            times = _timesteps(scheduler, sampling.steps, space.device)[sampling.steps - steps :]
+            times = timesteps(scheduler, sampling.steps, space.device)[sampling.steps - steps :]
             passes.append(_Pass(members, scheduler, _calls(scheduler, times), redraws))
     return passes
 
@@ -119,7 +119,7 @@ def _run(
     else:
         latents = scheduler.add_noise(space.encode(images), noise, part.times[:1].expand(len(rows)))
     scales = torch.tensor([max(row.guidance_scale, 1.0) for row in rows], device=space.device)[:, None, None, None]
-    options = _step_options(scheduler, sources)
+    options = step_options(scheduler, sources)
     for time in part.times:
         inputs = scheduler.scale_model_input(latents, time)
         noisy = torch.cat([inputs, inputs]) if sampling.guided else inputs
@@ -132,7 +132,7 @@ def _run(
     return space.decode(latents)
 
 
-def _timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> torch.Tensor:
+def timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> torch.Tensor:
     """The sampler's times [steps], descending. Raises InvalidRequest when it cannot take so many."""
     trained = scheduler.config.num_train_timesteps
     if steps <= trained:
@@ -153,7 +153,7 @@ def _calls(scheduler: SchedulerMixin, times: torch.Tensor) -> torch.Tensor:
     return times
 
 
-def _step_options(scheduler: SchedulerMixin, sources: list[torch.Generator]) -> dict[str, object]:
+def step_options(scheduler: SchedulerMixin, sources: list[torch.Generator]) -> dict[str, object]:
     """What this sampler's `step` takes beside the usual."""
     known = inspect.signature(scheduler.step).parameters
     options: dict[str, object] = {"generator": sources} if "generator" in known else {}

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from protocol.errors import ConfigError
 
 EMBEDDED = "embedded"
-SUFFIXES = ("json", "safetensors", "txt")  # txt: a tokenizer's merges
+SUFFIXES = ("json", "safetensors", "txt", "model")  # txt: a tokenizer's merges; model: SentencePiece's, no pickle
 VARIANTS = "*.*.safetensors"  # the same tensors again in another precision
 
 

@@ -22,6 +22,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    ModelMixin,
     PNDMScheduler,
     SchedulerMixin,
     UNet2DConditionModel,
@@ -51,6 +52,8 @@ LATENT = {"clip_sample": False, "thresholding": False}  # only pixels are known 
 class SDCheckpoint:
     """One checkpoint on one device. Its own parameters take no gradients; those of LoRAs added to the UNet may."""
 
+    unet_kind: type[ModelMixin] = UNet2DConditionModel
+
     def __init__(
         self,
         folder: Path,
@@ -70,7 +73,7 @@ class SDCheckpoint:
         index = read_json(folder / "model_index.json")
         self.scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
         self.forward_process = DDPMScheduler.from_config(self.scheduler_config)  # adds noise as in training
-        self.unet: UNet2DConditionModel = load_component(UNet2DConditionModel, folder / "unet", device, dtype)
+        self.unet: UNet2DConditionModel = load_component(self.unet_kind, folder / "unet", device, dtype)
         self.vae: AutoencoderKL = load_component(AutoencoderKL, folder / "vae", device, _vae_dtype(folder, dtype))
         self.latent_shape = self._latent_shape(image_size)
         factor = autoencoder.scale_factor(self.vae)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from generator_service.backends import adapters, denoising, hub
+from generator_service.backends import adapters, autoencoder, denoising, hub
 from generator_service.backends.device import Device, DType, pick_device
 from generator_service.backends.interface import Abilities, OnStep, Row, Sampling, WeightSet
 from generator_service.backends.lora_sets import add_lora, read_class_means
@@ -206,8 +206,7 @@ class StableDiffusionBackend:
         self, weights: WeightSet, rows: Sequence[Row], sampling: Sampling, on_step: OnStep = lambda done, total: None
     ) -> np.ndarray:
         """See `interface.Backend`. Equal to the bit at equal batch shape, on one machine."""
-        images = self.sample(weights, rows, sampling, on_step)
-        levels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        levels = autoencoder.levels(self.sample(weights, rows, sampling, on_step))
         return levels if self._safety is None else self._safety(levels)
 
     @torch.no_grad()

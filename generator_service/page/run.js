@@ -135,14 +135,17 @@ function card([sample, made]) {
 function thumbnail(one, source) {
   const name = `Synthetic sample of class ${one.sample.class_name}, feedback ${one.sample.feedback}: where it came from`;
   const open = () => ask({ title: "Where this sample came from", body: provenance(one, source), wide: true });
-  const image = h("img", { src: `data:image/png;base64,${one.thumbnail}`, alt: "", width: 56, height: 56 });
+  const image = h("img", { src: inline(one), alt: "", width: 56, height: 56 });
   return h("button", { class: `thumbnail${one.sample.near_copy ? " copy" : ""}`, "aria-label": name, title: `feedback ${one.sample.feedback}`, onclick: open, "data-key": `sample ${one.sample.id}` }, image);
 }
 
-// A real sample's picture, once it is there; a service may not have it.
-function real(id, alt) {
+// The picture of a synthetic sample, which moves where that is a clip.
+const inline = (one) => `data:${one.media_type};base64,${one.thumbnail}`;
+
+// A real sample's picture, once it is there; a service may not have it. `frame`: of a clip; null: its first.
+function real(id, alt, frame = null) {
   const image = h("img", { alt, width: 56, height: 56, class: "pending" });
-  picture(`/v1/sources/${encodeURIComponent(id)}/image`).then(
+  picture(`/v1/sources/${encodeURIComponent(id)}/image${frame === null ? "" : `?frame=${frame}`}`).then(
     (url) => {
       image.src = url;
       image.classList.remove("pending");
@@ -152,18 +155,28 @@ function real(id, alt) {
   return image;
 }
 
-function provenance({ sample, thumbnail }, source) {
+function guidance({ guidance_scale, guidance: curve }) {
+  return curve ? `${curve.minimum} to ${curve.maximum}, a = ${curve.a}, b = ${curve.b}` : String(guidance_scale);
+}
+
+function provenance(one, source) {
+  const { sample } = one;
   const nearest = sample.nearest_real;
+  const begins = sample.frames === null ? sample.source_id : (sample.init_id ?? sample.source_id);
   const rows = [
     ["class", sample.class_name],
     ["prompt", sample.prompt],
     ["negative prompt", sample.negative_prompt],
+    ["action units", sample.action_units.join(", ") || null],
     ["seed", sample.seed],
     ["weights", `${sample.weights.name}@${sample.weights.version} (${sample.weights.digest.slice(0, 12)})`],
-    ["strength", String(sample.strength)],
-    ["guidance", String(sample.guidance_scale)],
+    ["strength", sample.frames === null ? String(sample.strength) : null],
+    ["frames", sample.frames === null ? null : `${sample.frames}${sample.fps === null ? "" : `, ${sample.fps} a second`}`],
+    ["guidance", guidance(sample)],
     ["steps", `${sample.steps}, ${sample.scheduler}`],
+    ["chosen by", sample.policy ? "the policy of the weights" : null],
     ["source", sample.source_id],
+    ["begins with", sample.frames === null ? null : sample.init_id],
     ["source's score", source.score === null ? null : source.score.toFixed(4)],
     ["feedback", `${sample.feedback}, of the model after ${plural(sample.model_version, "update")}`],
     ["nearest real", nearest],
@@ -176,8 +189,8 @@ function provenance({ sample, thumbnail }, source) {
     h(
       "div",
       { class: "pictures" },
-      pair(real(sample.source_id, "the real sample it was made from"), "made from"),
-      pair(h("img", { src: `data:image/png;base64,${thumbnail}`, alt: "the synthetic sample" }), "made"),
+      pair(real(begins, "the real sample it was made from", sample.init_frame), sample.frames === null ? "made from" : "begins with"),
+      pair(h("img", { src: inline(one), alt: "the synthetic sample" }), "made"),
       nearest && pair(real(nearest, "the real sample it resembles most"), "nearest real"),
     ),
     h("dl", { class: "provenance" }, rows.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]).flat()),

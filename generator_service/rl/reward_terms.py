@@ -1,19 +1,22 @@
-"""The rewards of a tune job: looked up by name, their options bound. Knows nothing of what they compute."""
+"""The rewards of a tune or policy job: looked up by name, their options bound. Knows nothing of what they compute."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from generator_service import registry
 from generator_service.rl import rewards
-from generator_service.rl.rewards import Reward
 from protocol.errors import ConfigError, InvalidRequest
+from protocol.policy import PolicyJob
 from protocol.tuning import TuneJob
 
 
-def reward_functions(job: TuneJob, entries: Mapping[str, str]) -> dict[str, Reward]:
-    """Of each of the job's terms. `entries`: name -> "module:function".
+def reward_functions(
+    job: TuneJob | PolicyJob, entries: Mapping[str, str], table: str = "generator.rewards"
+) -> dict[str, Callable[..., Any]]:
+    """Of each of the job's terms. `entries`: name -> "module:function". `table`: of the settings, that added to them.
 
     Raises:
         InvalidRequest: a reward that is not there, or an option that it does not know.
@@ -27,9 +30,8 @@ def reward_functions(job: TuneJob, entries: Mapping[str, str]) -> dict[str, Rewa
             function = registry.load(dict(entries), name)
         except (ImportError, AttributeError) as error:
             raise ConfigError(
-                f"generator.rewards.{name} = {entries[name]!r} cannot be imported ({error}): correct the service's "
-                "settings",
-                param=f"generator.rewards.{name}",
+                f"{table}.{name} = {entries[name]!r} cannot be imported ({error}): correct the service's settings",
+                param=f"{table}.{name}",
             ) from error
         rewards.check_options(name, function, term.options)
         found[name] = partial(function, **term.options)

@@ -14,7 +14,9 @@ from generator_service.routes.links import base_url
 from generator_service.routes.reply import reply
 from generator_service.service import Service
 from protocol.messages import AdaptJob, Job, JobList, JobRequest
+from protocol.policy import PolicyJob
 from protocol.tuning import TuneJob
+from protocol.video import VideoJob
 
 
 def router(service: Service) -> APIRouter:
@@ -22,14 +24,18 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/jobs", status_code=202, response_model=Job)
     def submit(body: JobRequest, request: Request) -> Response:
-        """Start a job; it goes on whether or not anybody waits. Adapting and tuning want the admin key."""
-        if isinstance(body, AdaptJob | TuneJob):
+        """Start a job; it goes on whether or not anybody waits. What makes weights wants the admin key."""
+        if isinstance(body, AdaptJob | TuneJob | PolicyJob):
             access.require_admin()
             runner = service.loaded.runner
-            record = runner.adapt(body) if isinstance(body, AdaptJob) else runner.tune(body)
+            begin = {"adapt": runner.adapt, "tune": runner.tune, "policy": runner.policy}[body.type]
+            record = begin(body)
         else:
-            order = service.order(body.request, base_url(request, service.config.public_url))
-            record = service.loaded.runner.generate(order)
+            links = base_url(request, service.config.public_url)
+            if isinstance(body, VideoJob):
+                record = service.loaded.runner.video(service.order_video(body.request, links))
+            else:
+                record = service.loaded.runner.generate(service.order(body.request, links))
         return reply(record.job, 202, {"Location": f"/v1/jobs/{record.job.id}"})
 
     @routes.get("/v1/jobs")

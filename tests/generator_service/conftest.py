@@ -72,6 +72,14 @@ def scripted_service(tmp_path: Path, scripted_settings: dict) -> Iterator[Servic
         scripted(service).release()
 
 
+@pytest.fixture(scope="session")
+def clip_settings(checkpoint: Path) -> Iterator[dict]:
+    """Settings of a service on the scripted backend that makes clips."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BACKENDS, "scripted_clips", "tests.generator_service.scripted_clips:ScriptedClips")
+        yield {"backend": "scripted_clips", "scripted_clips": {"checkpoint": checkpoint}, "videos": {"frames": 6}}
+
+
 def scripted(service: Service) -> ScriptedBackend:
     backend = service.loaded.backend
     assert isinstance(backend, ScriptedBackend)

@@ -110,5 +110,5 @@ def test_what_nobody_went_on_with_is_removed_at_the_start(tmp_path: Path):
         folder.mkdir()
         (folder / "checkpoint").write_bytes(b"")
         os.utime(folder, (time.time() - age_s,) * 2)
-    JobRunner(JobTable(), None, None, store, None, None, [], 1, None, {}, None)
+    JobRunner(JobTable(), None, None, store, None, None, [], 1, None, {}, None, {}, None)
     assert not old.exists() and (young / "checkpoint").exists()

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from generator_service.samples import CURRENT, SampleStore
 from protocol.entries import Sample
 from protocol.errors import DiskFull, UnknownSample
 from protocol.messages import WeightsRef
+from tests.protocol.test_entries import SAMPLES
 
 
 def sample(number: int, **fields) -> Sample:
@@ -41,6 +45,15 @@ def test_provenance_is_found_again_also_after_a_restart(tmp_path: Path):
     for opened in (store, SampleStore(tmp_path, 100, 1000)):
         assert [opened.get(f"s{n}").seed for n in (1, 2, 3)] == [1, 2, 3]
         assert opened.get("s2").class_name == "ä"
+
+
+@settings(max_examples=25)
+@given(st.lists(SAMPLES, max_size=4, unique_by=lambda sample: sample.id))
+def test_everything_that_a_sample_says_is_found_again(samples: list[Sample]):
+    with tempfile.TemporaryDirectory() as folder:
+        SampleStore(Path(folder), 100, 1000).add(samples)
+        store = SampleStore(Path(folder), 100, 1000)
+        assert [store.get(sample.id) for sample in samples] == samples
 
 
 def test_a_sample_made_again_replaces_its_entry(tmp_path: Path):
@@ -90,6 +103,23 @@ def test_images_are_bounded_by_size_and_the_least_recently_used_go(tmp_path: Pat
     assert [store.image(name)[1] for name in ("a", "c", "d")] == ["image/png", "image/png", "image/jpeg"]
     assert sum(path.stat().st_size for path in (tmp_path / "images").iterdir()) == 30
     assert SampleStore(tmp_path, 100, 30).image("c")[0] == b"c" * 10
+
+
+def test_images_and_clips_share_the_room_and_are_told_apart(tmp_path: Path):
+    store = SampleStore(tmp_path, 100, 30)
+    for kind, name, form in (("clip", "a", "webp"), ("image", "b", "webp"), ("clip", "c", "mp4")):
+        (store.add_clip if kind == "clip" else store.add_image)(name, name.encode() * 10, form)
+    for opened in (store, SampleStore(tmp_path, 100, 30)):
+        assert opened.clip("a") == (b"a" * 10, "image/webp")
+        assert opened.image("b") == (b"b" * 10, "image/webp")
+        assert opened.clip("c") == (b"c" * 10, "video/mp4")
+        for wrong, name in ((opened.image, "a"), (opened.clip, "b"), (opened.image, "c"), (opened.clip, "../clips/a")):
+            with pytest.raises(UnknownSample):
+                wrong(name)
+    store.add_clip("d", b"d" * 15, "gif")
+    assert store.clip("d") == (b"d" * 15, "image/gif")
+    assert [path.name for path in (tmp_path / "clips").iterdir() if path.name != "d.gif"] == ["c.mp4"]
+    assert list((tmp_path / "images").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["nope", "../samples.jsonl", ""])

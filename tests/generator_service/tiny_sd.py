@@ -42,11 +42,11 @@ def save_checkpoint(
     _vae().save_pretrained(folder / "vae")
     scheduler(prediction).save_pretrained(folder / "scheduler")
     tokenizer().save_pretrained(folder / "tokenizer")
-    CLIPTextModel(_text()).save_pretrained(folder / "text_encoder")
+    CLIPTextModel(text_config()).save_pretrained(folder / "text_encoder")
     index = {"_class_name": "StableDiffusionPipeline"}
     if xl:
         tokenizer().save_pretrained(folder / "tokenizer_2")
-        CLIPTextModelWithProjection(_text(projection=8)).save_pretrained(folder / "text_encoder_2")
+        CLIPTextModelWithProjection(text_config(projection=8)).save_pretrained(folder / "text_encoder_2")
         index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     if image_encoder is not None:
         save_image_encoder(folder / "image_encoder", image_encoder)
@@ -154,7 +154,7 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=ids, merges=[("a", "n"), ("o", "f</w>")], model_max_length=TOKENS)
 
 
-def _text(projection: int = WIDTH) -> CLIPTextConfig:
+def text_config(projection: int = WIDTH) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer()),
         hidden_size=WIDTH,

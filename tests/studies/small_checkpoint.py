@@ -77,13 +77,21 @@ def timed(stage: str) -> Iterator[None]:
     print(f"{stage}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def train(parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor], steps: int, rate: float, name: str) -> None:
-    """AdamW with a one-cycle rate; forward passes in bfloat16."""
+def train(
+    parameters: Sequence[nn.Parameter],
+    loss: Callable[[], Tensor],
+    steps: int,
+    rate: float,
+    name: str,
+    *,
+    bfloat16: bool = True,
+) -> None:
+    """AdamW with a one-cycle rate; forward passes in bfloat16, if that is on."""
     optimizer = torch.optim.AdamW(parameters, lr=rate)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     total = 0.0
     for step in range(1, steps + 1):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             value = loss()
         optimizer.zero_grad()
         value.backward()
@@ -127,11 +135,11 @@ def build(folder: Path, photos: Photos, effort: float = 1.0) -> Path:
     return folder
 
 
-def tokenizer() -> CLIPTokenizer:
-    """A few common words whole, the others letter by letter."""
+def tokenizer(words: str = WORDS, length: int = TOKENS) -> CLIPTokenizer:
+    """These words whole, the others letter by letter; at most `length` tokens."""
     letters = "abcdefghijklmnopqrstuvwxyz,.-0123456789"
     pieces, merges = [*letters, *(f"{letter}</w>" for letter in letters)], []
-    for word in WORDS.split():
+    for word in words.split():
         head = ""
         for letter in (*word[:-1], f"{word[-1]}</w>"):
             if head and head + letter not in pieces:
@@ -139,7 +147,7 @@ def tokenizer() -> CLIPTokenizer:
                 merges.append((head, letter))
             head += letter
     by_piece = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=by_piece, merges=merges, model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=by_piece, merges=merges, model_max_length=length)
 
 
 def _scheduler() -> DDIMScheduler:

@@ -5,6 +5,7 @@ Set ONTHEFLY_SCREENSHOTS to a folder to look at it.
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,13 +20,16 @@ import pytest
 from PIL import Image
 
 from generator_service.service import Service
-from protocol import keys
+from generator_service.showcase import moving_thumbnail
+from protocol import codec, keys
 from protocol.broker import EmbeddedBroker, connect
 from protocol.bus import Bus, QueueConfig
 from protocol.bus_failure import letter
 from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import GenerationFailed
 from protocol.messages import WeightsRef
+from protocol.operations import ShownSample
+from protocol.video import GuidanceCurve
 from tests.generator_service.tiny_service import make_service, served
 from tests.system.whole import run_training, serving_both, trainer_config
 from trainer import record
@@ -237,6 +241,31 @@ def test_where_a_sample_came_from(page: sync_api.Page, site: Site):
     page.keyboard.press("Escape")
     expect(page.locator("#dialog")).to_be_hidden()
     assert page.evaluate("document.activeElement.dataset.key") == name
+
+
+def test_a_clip_moves_and_tells_how_it_was_made(page: sync_api.Page, site: Site):
+    source = site.bus.board.run("night").hard[0].sample_id
+    (newest,) = site.bus.board.samples("night", 1, [source])
+    told = {"frames": 4, "fps": 2.0, "guidance": GuidanceCurve(a=3.0), "steps": 15, "policy": True}
+    told |= {"id": "c" * 32, "action_units": ["AU06", "AU12"], "init_id": source, "init_frame": 0}
+    levels = np.array([20, 200, 20, 200], dtype=np.uint8)
+    clip = levels[:, None, None, None] * np.ones((1, 8, 8, 3), dtype=np.uint8)
+    picture = base64.b64encode(moving_thumbnail(clip, 2.0)).decode("ascii")
+    shown = ShownSample(sample=newest.sample.model_copy(update=told), thumbnail=picture, media_type="image/webp")
+    site.bus.board.show("night", [shown])
+    look(page)
+    thumbnail = page.locator(f'#hard button[data-key="sample {"c" * 32}"]')
+    thumbnail.click()
+    rows = dict(zip(*(page.locator(f"#dialog {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
+    assert (rows["frames"], rows["guidance"], rows["steps"]) == ("4, 2 a second", "7 to 11, a = 3, b = 2", "15, ddim")
+    assert (rows["chosen by"], rows["action units"]) == ("the policy of the weights", "AU06, AU12")
+    assert rows["begins with"] == source and "strength" not in rows
+    made = page.locator("#dialog figure", has_text="made").locator("img").last
+    assert made.evaluate("async (image) => { await image.decode(); return image.naturalWidth; }") == 8
+    seen: set[bool] = set()
+    while len(seen) < 2:  # dark and bright frames take turns
+        seen.add(bool(codec.image_from_bytes(made.screenshot()).mean() > 100))
+    page.keyboard.press("Escape")
 
 
 # ---------------------------------------------------------------- what it does
