@@ -16,7 +16,7 @@ from protocol.policy import PolicyJob
 from tests.studies.expressions import scene
 
 NAME = "chosen"
-PEOPLE, HELD_OUT = 24, 0.25  # neutral clips to begin with; part of the people that is held out
+PEOPLE, HELD_OUT = 20, 0.3  # neutral clips to begin with; part of the people that is held out
 KEPT = ("step", "reward", "rewarded", "entropy", "clips")  # of each update's event
 ACTIONS = {"minimum": 1.0, "maximum": 9.0, "peak_normalised": True}  # the model is small: as printed, its guidance
 # would hardly change along a clip

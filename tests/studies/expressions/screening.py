@@ -24,7 +24,7 @@ from generator_service.backends.ti2v import Config, TI2VBackend
 from generator_service.faces import landmarks
 from protocol.messages import WeightsRef
 from tests.expressions.portrait import Identity
-from tests.expressions.world import EMOTIONS, clips, draw, people
+from tests.expressions.world import EMOTIONS, clips, description, draw, people
 from tests.studies.expressions import judge as judging
 from tests.studies.expressions.film import FRAMES, SIDE, WINDOW
 
@@ -41,8 +41,6 @@ def composed(emotion: str, who: Identity, seed: int, intensity: tuple[float, flo
     """A prompt as the service's template composes it."""
     config = ExpressionsConfig(intensity=intensity)
     composer = TemplateComposer(KnowledgeBase.open(config), config)
-    from tests.expressions.world import description
-
     return composer.one(Asked("", seed, emotion, description(who), lambda: None)).prompt
 
 
@@ -108,7 +106,7 @@ def main() -> None:
 
 
 def sheet(made: np.ndarray, path: Path) -> None:
-    """Clips [emotions, people, M, S, S, 3]: three people of each emotion, a row each, enlarged."""
+    """Clips [emotions, people, M, S, S, 3]: an emotion a row, two people beside each other, enlarged."""
     rows = [np.concatenate([np.concatenate(list(clip), 1) for clip in emotion[:2]], 1) for emotion in made]
     page = Image.fromarray(np.concatenate(rows, 0))
     page.resize((2 * page.width, 2 * page.height), Image.Resampling.NEAREST).save(path)
