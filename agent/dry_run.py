@@ -80,7 +80,8 @@ def _learning(job: PolicyJob) -> str:
     shapes = len(first) * len(second) if space.factorised else len(space.pairs)
     told = f"{job.steps:,} updates of {job.batch_size} pairs of first frame and text, {job.candidates} clips a pair"
     most = f"; none is made twice, so {len(space.steps) * shapes} a pair at most" if job.cache else ""
-    return f"learn a policy that chooses steps and guidance: {told}{most}"
+    drawn = f"; {job.pairs:,} pairs in all" if job.pairs else ""
+    return f"learn a policy that chooses steps and guidance: {told}{most}{drawn}"
 
 
 def _data(of_trainer: Mapping[str, Any], of_generator: Mapping[str, Any] | None) -> list[str]:

@@ -48,13 +48,19 @@ class PolicyJob(Message):
     base: str | None = None  # weights whose clips are judged; None: the active ones; of a policy, what it is for
     method: Literal["reinforce", "random"] = "reinforce"  # random: nothing is learnt, the policy draws for each first
     # frame and text among all actions alike
+    classes: list[str] | None = Field(
+        default=None, min_length=1
+    )  # whose expressions the clips are to show; None: every
+    # class that is not neutral
+    pairs: int | None = Field(default=None, ge=2)  # of first frame and text, drawn from all that there are, those held
+    # out included; None: all of them
     steps: int = Field(default=2000, ge=1, le=1_000_000)  # updates
     batch_size: int = Field(default=32, ge=1, le=4096)  # pairs of first frame and text in an update
     candidates: int = Field(default=4, ge=1, le=1024)  # clips of each pair: actions that are drawn from the policy
     top: int = Field(default=2, ge=1)  # of them, those that get their reward; the others get the penalty
     penalty: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0  # gamma: the others get minus this
     baseline: Literal["none", "state"] = (
-        "none"  # that rewards are compared with before they teach: nothing, as printed,
+        "none"  # what rewards are compared with before they teach: nothing, as printed,
     )
     # or the mean of the pair's candidates, which keeps what is drawn often from being learnt for that alone
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1e-4  # of Adam

@@ -27,7 +27,7 @@ from generator_service.faces.interface import FacesConfig
 from generator_service.manifest import write_json
 from protocol import prompts
 from protocol.dataset import Dataset
-from protocol.errors import InvalidRequest, NoFace
+from protocol.errors import InvalidRequest, NoFace, UnknownClass
 from protocol.messages import sample_id, seed_of
 from protocol.policy import PolicyJob
 
@@ -105,7 +105,7 @@ class Source:
         People are in one of the two only: the frames of a person are near each other, and so are the texts that go with
         them, so that a split of pairs would measure what was learnt by heart. Raises NoFace.
         """
-        pairs = self._pairs()
+        pairs = self._pairs(job)
         people = sorted({pair.person for pair in pairs})
         if len(people) < 2:
             raise NoFace(
@@ -120,23 +120,36 @@ class Source:
         train = [pair for pair in pairs if pair.person not in apart]
         return train, [pair for pair in drawn if pair.person in apart][: job.validation_pairs]
 
-    def _pairs(self) -> list[Pair]:
-        """Neutral frames, where there are any, with each emotion that the dataset has; never with their own."""
-        assert self.expressions is not None and self.dataset is not None
+    def _pairs(self, job: PolicyJob) -> list[Pair]:
+        """Neutral frames, where there are any, with each emotion that is wanted, never with their own; of too many,
+        some are drawn."""
+        assert self.expressions is not None
         aliases = self.settings.aliases
         neutral = {emotion_of(name, aliases) for name in self.settings.neutral_classes}
         identities = self.expressions.identities
         preferred = [one for one in identities if emotion_of(one.class_name, aliases) in neutral]
-        wanted = [name for name in self.dataset.classes if emotion_of(name, aliases) not in neutral]
+        found = [
+            Pair(identity, name)
+            for identity in preferred or identities
+            for name in self._wanted(job, neutral)
+            if name != identity.class_name
+        ]
+        order = np.random.default_rng([job.seed, 2]).permutation(len(found))
+        return [found[at] for at in sorted(order[: job.pairs])]
+
+    def _wanted(self, job: PolicyJob, neutral: set[str | None]) -> list[str]:
+        """Classes that clips are to show. Raises InvalidRequest and UnknownClass."""
+        assert self.expressions is not None and self.dataset is not None
+        known = self.dataset.classes
+        if unknown := sorted(set(job.classes or ()) - set(known)):
+            raise UnknownClass(
+                f"the clips have no class {unknown[0]!r}: use some of {', '.join(known)}", param="classes"
+            )
+        wanted = job.classes or [name for name in known if emotion_of(name, self.settings.aliases) not in neutral]
         if self.settings.composer != "fixed":
             for name in wanted:
                 self.expressions.composer.knowledge.of(name)
-        return [
-            Pair(identity, name)
-            for identity in preferred or identities
-            for name in wanted
-            if name != identity.class_name
-        ]
+        return wanted
 
     def first_frame(self, pair: Pair) -> np.ndarray:
         """uint8 [H, W, 3]. Raises BadFile."""

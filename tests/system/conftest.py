@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +34,9 @@ def broker(_system_broker: str) -> str:
     with connect(_system_broker) as client:
         client.flushall()
     return _system_broker
+
+
+@pytest.fixture
+def environment(broker: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "ONTHEFLY_BROKER_URL": broker}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +17,9 @@ from protocol.client import GeneratorClient
 from protocol.entries import SampleBatch
 from tests.generator_service.language.tiny_language import save_blip2
 from tests.generator_service.tiny_sd import save_checkpoint
-from tests.ports import free_port
 from tests.system.people import write_market
+from tests.system.readme import BLOCKS, PORT, README, ROOT, SHORT, blocks, one, overrides, shell
 from trainer import books
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-PORT = free_port()  # for the service of the README's examples, which use 8000
-SHORT = (  # the README's run, in seconds instead of hours
-    "trainer.iterations=4 trainer.epochs=1 trainer.batch_size=8 trainer.device=cpu trainer.threads=1 agent.steps=4 "
-    "trainer.gradient_rows=2 trainer.measure.severities=[3] "
-    f"agent.adapt.steps=5 agent.adapt.batch_size=4 generator.threads=1 generator.dit.device=cpu generator.port={PORT} "
-    f'trainer.service.url="http://127.0.0.1:{PORT}"'
-).split()
-
-
-def blocks(language: str) -> list[str]:
-    return [text for kind, text in BLOCKS if kind == language]
-
-
-def one(language: str, containing: str) -> str:
-    found = [text for text in blocks(language) if containing in text]
-    assert len(found) == 1, f"{len(found)} {language} blocks contain {containing!r}"
-    return found[0]
 
 
 @pytest.fixture
@@ -61,28 +38,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def environment(broker: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "ONTHEFLY_BROKER_URL": broker}
-
-
-def shell(script: str, folder: Path, environment: dict[str, str]) -> str:
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
-
-
-def _set(settings: Iterable[str]) -> str:
-    return " ".join(f"--set {setting!r}" for setting in settings)
-
-
 def shortened(script: str) -> str:
     """The README's commands with a small run's settings; its address and environment become this test's."""
-    overrides = _set(SHORT)
-    script = re.sub(r"(onthefly (?:up|serve|train) --config \S+)", rf"\1 {overrides}", script)
+    added = overrides(SHORT)
+    script = re.sub(r"(onthefly (?:up|serve|train) --config \S+)", rf"\1 {added}", script)
     script = re.sub(r"(onthefly (?:adapt|generate) )", rf"\1--url http://127.0.0.1:{PORT} ", script)
     return script.replace("8000", str(PORT))
 
@@ -90,7 +49,7 @@ def shortened(script: str) -> str:
 def test_every_block_is_run_here():
     """A block of a new kind, or one more, wants a test of its own."""
     kinds = [kind for kind, _ in BLOCKS if kind != "text"]
-    assert kinds == [*["sh"] * 2, *["toml", "sh"] * 3, "python", "sh", *["python"] * 2, "sh"]
+    assert kinds == [*["sh"] * 2, *["toml", "sh"] * 4, "python", "sh", *["python"] * 2, "sh"]
 
 
 def test_nothing_is_left_to_fill_in():
@@ -142,8 +101,8 @@ def test_stable_diffusion(folder: Path, environment: dict[str, str]):
         "trainer.model={model = 'small_cnn', image_size = 16}",
     ]
     environment.pop("ONTHEFLY_BROKER_URL")
-    overrides = _set(setting for setting in small if not setting.startswith("generator.dit"))
-    script = one("sh", "onthefly caption").replace("photos.toml", f"photos.toml {overrides}")
+    added = overrides(setting for setting in small if not setting.startswith("generator.dit"))
+    script = one("sh", "onthefly caption").replace("photos.toml", f"photos.toml {added}")
     shell(script, folder, environment)
     listed = [json.loads(line) for line in (folder / "pets/train/metadata.jsonl").read_text().splitlines()]
     assert len(listed) == 10 and all(row["caption"] for row in listed)
@@ -177,7 +136,7 @@ def test_identities(tmp_path: Path, environment: dict[str, str]):
         "trainer.model.image_size=[32, 16]",
     ]
     environment.pop("ONTHEFLY_BROKER_URL")
-    script = one("sh", "trainer.privacy").replace("people.toml", f"people.toml {_set(small)}")
+    script = one("sh", "trainer.privacy").replace("people.toml", f"people.toml {overrides(small)}")
     shell(script.replace("--held-out gallery", "--held-out gallery --features pixels"), tmp_path, environment)
     assert books.open_books(tmp_path / "runs" / "people", None).balanced
     paths = (tmp_path / "runs" / "people" / "batches").glob("*.json")

@@ -56,6 +56,23 @@ def test_without_neutral_classes_frames_of_all_classes_meet_the_other_emotions(d
     assert len(every) == 11 * 3 - 11  # and nobody's neutral frame is left out for being of the emotion "neutral"
 
 
+def test_classes_and_number_of_pairs_can_be_said(given):
+    named = policy_job(classes=["fear"], validation_pairs=100)
+    assert {pair.class_name for part in given.split(named) for pair in part} == {"fear"}
+    every = {pair.name for part in given.split(policy_job(validation_pairs=100)) for pair in part}
+    draws = set()
+    for seed in range(5):
+        some = [
+            pair.name for part in given.split(policy_job(pairs=6, seed=seed, validation_pairs=100)) for pair in part
+        ]
+        assert len(some) == len(set(some)) == 6 and set(some) <= every
+        draws.add(frozenset(some))
+    assert len(draws) > 1
+    with pytest.raises(UnknownClass, match=r"no class 'joy': use some of .*surprise") as raised:
+        given.split(policy_job(classes=["joy"]))
+    assert raised.value.param == "classes"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_person_is_in_both_parts(given, seed):
     job = policy_job(seed=seed, validation=0.4, validation_pairs=100)
