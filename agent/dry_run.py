@@ -50,24 +50,25 @@ def plan(settings: config.Settings) -> Iterator[tuple[str, list[str]]]:
     yield "read the data", _data(of_trainer, of_generator)
     if faces is not None:
         reader = faces.get("reader", "landmarks")
-        yield f"find neutral frames to begin with: faces are read by {reader}", said("generator.faces", faces)
+        yield f"find neutral frames to begin with: faces are read by {reader}", _faces(reader, faces)
     for title, name, job in (("adapt", "adapt", agent.adapt), ("tune by reward", "tune", agent.tune)):
         if job is not None:
             later = " while it trains" if name == "tune" and agent.tune_while_training else ""
             yield f"{title} the generator{later}", _table(f"agent.{name}", job)
     if agent.policy is not None:
         yield _learning(agent.policy), _table("agent.policy", agent.policy)
+    task, mode = trainer.get("task", "classification"), trainer.get("mode", "async")
+    when = "before" if mode == "offline" else "while"
     if faces is not None:
         chosen = agent.expressions
         others = {"openai", "local"} - {chosen.composer}
-        title = f"while training, compose prompts from action units: {chosen.composer}"
+        title = f"{when} training, make clips, with prompts from action units: {chosen.composer}"
         yield title, _table("agent.expressions", chosen, without=others)
-    elif trainer.get("mode") != "real":
-        yield f"while training, write prompts: {agent.perturb}", said("agent", {"prompt": agent.prompt})
+    elif mode != "real":
+        yield f"{when} training, write prompts: {agent.perturb}", said("agent", {"prompt": agent.prompt})
     measured = {name: trainer.pop(name) for name in ("test_split", "measure") if name in trainer}
-    task, mode = trainer.get("task", "classification"), trainer.get("mode", "async")
     yield f"train for {task}, mode {mode}", said("trainer", trainer)
-    yield "measure", said("trainer", {"test_split": "test"} | measured)
+    yield "measure", _measured(task, {"test_split": "test"} | measured)
     yield f"keep it all in {Path(trainer.get('runs_dir', 'runs')) / trainer.get('run', 'run')}", []
 
 
@@ -79,9 +80,24 @@ def _learning(job: PolicyJob) -> str:
     first, second = ({pair[side] for pair in space.pairs} for side in (0, 1))
     shapes = len(first) * len(second) if space.factorised else len(space.pairs)
     told = f"{job.steps:,} updates of {job.batch_size} pairs of first frame and text, {job.candidates} clips a pair"
-    most = f"; none is made twice, so {len(space.steps) * shapes} a pair at most" if job.cache else ""
-    drawn = f"; {job.pairs:,} pairs in all" if job.pairs else ""
-    return f"learn a policy that chooses steps and guidance: {told}{most}{drawn}"
+    drawn, each = f"; {job.pairs:,} pairs in all" if job.pairs else "", len(space.steps) * shapes
+    most = f"; none is made twice, so {each} a pair at most" if job.cache else ""
+    clips = f", {job.pairs * each:,} clips" if job.cache and job.pairs else ""
+    return f"learn a policy that chooses steps and guidance: {told}{most}{drawn}{clips}"
+
+
+def _faces(reader: str, faces: Mapping[str, Any]) -> list[str]:
+    lines = said("generator.faces", faces)
+    if reader == "openface" and not faces.get("openface"):
+        lines.append("# where is OpenFace? say generator.faces.openface.binary, or generator.faces.openface.folder")
+    return lines
+
+
+def _measured(task: str, values: Mapping[str, Any]) -> list[str]:
+    lines = said("trainer", values)
+    if task == "video" and not values.get("measure", {}).get("video", {}).get("features"):
+        lines.append("# no Frechet distances: trainer.measure.video.features names no network")
+    return lines
 
 
 def _data(of_trainer: Mapping[str, Any], of_generator: Mapping[str, Any] | None) -> list[str]:

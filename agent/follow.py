@@ -44,7 +44,7 @@ def follow(client: GeneratorClient, request: JobRequest) -> Job:
 def _described(kind: str, data: Mapping[str, Any]) -> str:
     """How far a job is, beside its bar."""
     if data.get("loss") is None:
-        return kind
+        return f"{kind}, {data['clips']} clips made" if "clips" in data else kind
     if "entropy" in data:
         return f"{kind}, reward {data['reward']:.4f}, entropy {data['entropy']:.2f}"
     if "total" in data:

@@ -16,6 +16,7 @@ from protocol import prompts
 from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import InvalidRequest, UnknownClass, UnknownSource
 from protocol.messages import (
+    CLASS_SOURCE,
     ClassShortage,
     Feedback,
     Guidance,
@@ -25,11 +26,10 @@ from protocol.messages import (
     Steps,
     Unit,
     WeightsRef,
+    class_source,
     sample_id,
     seed_of,
 )
-
-CLASS_SOURCE = "class:"  # how the source of an image begins that was made for a class, not for a sample
 
 
 class PlannerConfig(BaseModel):
@@ -172,7 +172,7 @@ def _rows(feedback: Feedback, config: PlannerConfig) -> Iterator[WorkRow]:
             yield _row(feedback, config, sample, sample.sample_id, index, init)
     for shortage in feedback.classes:
         for index in range(shortage.images):
-            yield _row(feedback, config, shortage, CLASS_SOURCE + shortage.class_name, index, None)
+            yield _row(feedback, config, shortage, class_source(shortage.class_name), index, None)
 
 
 def _row(

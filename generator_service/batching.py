@@ -122,7 +122,8 @@ class Batcher:
             if frames is not None and wanted > limit:
                 raise InvalidRequest(
                     f"{len(generation.rows)} x {frames} frames are {wanted} images, and at most {limit} {whose}may "
-                    "wait: ask for fewer clips at a time, or for shorter ones",
+                    "wait: ask for fewer clips at a time or for shorter ones, or raise generator.max_waiting_rows and "
+                    "generator.limits",
                     param="num_frames",
                 )
             waiting = self._waiting_images(generation.lane, owner)

@@ -281,7 +281,7 @@ class Engine:
         else:
             if progress.loss is not None:
                 self._metrics.adaptation_step(progress.loss)
-            if progress.loss is not None or progress.made is not None:
+            if progress.loss is not None or progress.made is not None or progress.data:
                 run.on_progress(progress)
 
     def _end(self, run: AdaptationRun, error: OnTheFlyError) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from agent.expressions.compose import Composer
 from agent.expressions.plan import IdentityFrame
@@ -17,7 +16,7 @@ from agent.expressions.vision import Count
 from generator_service.backends.interface import Backend
 from generator_service.composition import composer
 from generator_service.faces.identities import Identities
-from generator_service.faces.interface import FacesConfig
+from generator_service.faces.interface import FaceReader, FacesConfig, open_reader
 from generator_service.faces.statistics import FILE
 from protocol.dataset import Dataset
 
@@ -28,6 +27,7 @@ log = logging.getLogger(__name__)
 class Expressions:
     identities: Sequence[IdentityFrame]  # empty where no dataset of clips is mounted
     composer: Composer
+    reads_pixels: bool = True  # whether the reader of faces reads clips that are made; false: only what was stored
 
     @classmethod
     def open(
@@ -45,19 +45,23 @@ class Expressions:
             ConfigError: settings are wrong, or a model cannot be loaded.
             NoFace: no clip of the dataset has a frame that can be used.
         """
-        frames, statistics = _frames(faces, dataset)
-        return cls(frames, composer(config, backend, count, statistics))
+        if faces is None or dataset is None or not dataset.is_clips:
+            return cls(_first_frames(dataset), composer(config, backend, count))
+        reader = open_reader(faces)
+        frames = _neutral_frames(faces, dataset, reader)
+        return cls(frames, composer(config, backend, count, faces.folder / FILE), reader.reads_pixels)
 
 
-def _frames(faces: FacesConfig | None, dataset: Dataset | None) -> tuple[list[IdentityFrame], Path | None]:
-    """And what was found of the dataset's action units."""
+def _first_frames(dataset: Dataset | None) -> list[IdentityFrame]:
     if dataset is None or not dataset.is_clips:
-        return [], None
-    if faces is None:
-        log.info("clips begin with the first frames of others: add a table [generator.faces] to find neutral ones")
-        return [IdentityFrame(e.id, 0, e.class_name, e.subject, e.caption) for e in dataset.samples], None
-    found = Identities.open(dataset, faces, faces.folder)
+        return []
+    log.info("clips begin with the first frames of others: add a table [generator.faces] to find neutral ones")
+    return [IdentityFrame(e.id, 0, e.class_name, e.subject, e.caption) for e in dataset.samples]
+
+
+def _neutral_frames(faces: FacesConfig, dataset: Dataset, reader: FaceReader) -> list[IdentityFrame]:
+    """Beside them, the statistics of action units are written."""
+    found = Identities.open(dataset, faces, faces.folder, reader=reader)
     log.info("frames to begin clips with: %s", found.report)
     captions = {entry.id: entry.caption for entry in dataset.samples}
-    named = [IdentityFrame(i.sample_id, i.frame, i.class_name, i.subject, captions[i.sample_id]) for i in found]
-    return named, faces.folder / FILE
+    return [IdentityFrame(i.sample_id, i.frame, i.class_name, i.subject, captions[i.sample_id]) for i in found]

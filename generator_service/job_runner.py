@@ -241,6 +241,8 @@ def _tell(record: JobRecord, publications: Publications, progress: Progress) -> 
         publications.add(progress.made)
     if progress.loss is not None:
         record.progress(progress.step, progress.steps, loss=progress.loss, **progress.data)
+    elif progress.data:
+        record.progress(progress.step, progress.steps, **progress.data)
 
 
 def _tune() -> Adaptation:

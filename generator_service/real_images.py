@@ -9,6 +9,8 @@ Shapes: N samples, F frames, H W pixels; [F] where they are clips.
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +21,10 @@ from PIL import Image
 from protocol import clips
 from protocol.dataset import Dataset
 
+log = logging.getLogger(__name__)
+
 KEEP_BYTES = 2**30  # of images kept in memory
+TELL_S = 10.0  # between lines in the log, while a large dataset is read
 SMALL = 64  # pixels a side, at most, of what near-copies are looked for with
 SMALL_FRAME = 32  # the same of a frame of a clip, so that a clip of `FRAMES` takes no more memory than an image
 FRAMES = 4  # of a clip, evenly spread (`clips.spread`)
@@ -107,8 +112,11 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _stacked(make: Callable[[int], np.ndarray], count: int, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 [count, *shape] of the images or clips that `make` gives, on all cores: decoders let go of the
     interpreter."""
-    stack = np.empty((count, *shape), dtype=np.uint8)
+    stack, told = np.empty((count, *shape), dtype=np.uint8), time.monotonic()
     with ThreadPoolExecutor() as pool:
         for at, image in enumerate(pool.map(make, range(count))):
             stack[at] = image
+            if time.monotonic() - told >= TELL_S:
+                log.info("%d of %d real samples are read", at + 1, count)
+                told = time.monotonic()
     return stack

@@ -54,7 +54,9 @@ class GeneratorConfig(AccessConfig):
     max_unfinished_jobs: int = Field(default=64, ge=1, le=1000)  # jobs waiting or running; then "queue full"
     max_samples: int = Field(default=1_000_000, ge=2)  # samples whose provenance is kept
     max_image_bytes: int = Field(default=2**30, ge=2**20)  # of REST images and clips that are kept
-    near_copy_distance: float = Field(default=0.02, ge=0.0, le=1.0)  # RMS pixel distance to a real one; 1 flags all
+    near_copy_distance: float = Field(default=0.02, ge=0.0, le=1.0)  # RMS pixel distance to a real one; 1 flags all.
+    # Of clips over four frames: a copy is within 0.01, another person's clip 0.05 or more away, and a clip that hardly
+    # moves from a real one's first frame about 0.02, so that it may be flagged
     keep_alive_s: float = Field(default=15.0, gt=0.0)  # between comments on a silent event stream
 
     @model_validator(mode="after")

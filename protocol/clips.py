@@ -44,6 +44,11 @@ def is_clip_file(path: Path) -> bool:
     return path.suffix.lower() in (*ANIMATED, *VIDEOS)
 
 
+def is_moving(path: Path) -> bool:
+    """Whether it can be a clip alone, and no picture: a folder, or a video file by its name."""
+    return path.suffix.lower() in VIDEOS or path.is_dir()
+
+
 def length(path: Path) -> int:
     """How many frames a clip has. Raises InvalidClip."""
     _check_there(path)

@@ -26,6 +26,8 @@ from protocol.dataset_files import BadFileReport, check_files, read_clip, read_p
 from protocol.dataset_layout import Layout, Listed, check_root, class_names, list_split, split_folder
 from protocol.errors import BadFile, ConfigError, DatasetError, InvalidClip, InvalidImage, UnknownSource
 
+SPLIT = r"^[^/\\.][^/\\]*$"  # pattern of a split's name: a sub-folder
+
 
 class DatasetConfig(BaseModel):
     """Which pictures or clips to read."""
@@ -33,9 +35,9 @@ class DatasetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     root: Path  # folder with the classes, the splits or metadata.jsonl in it
-    split: str | None = Field(default=None, pattern=r"^[^/\\.][^/\\]*$")  # sub-folder of root; None: root itself
+    split: str | None = Field(default=None, pattern=SPLIT)  # sub-folder of root; None: root itself
     layout: Layout = "auto"  # auto: Market-1501, CUHK03-NP, DFEW, FERV39k and CK+ told by their folders, else
-    # imagefolder; clips: as imagefolder, of clips
+    # imagefolder, of clips where all are video files; clips: as imagefolder, of clips, each a file or folder of frames
     fold: int | None = Field(default=None, ge=1, le=5)  # of layout dfew, which needs one: 1 to 5
     on_bad_file: Literal["skip", "fail"] = "skip"  # a file that is no picture: leave it out and report it, or stop
     max_pixels: int = Field(default=codec.MAX_PIXELS, ge=1)  # width x height past which a file, or a frame, is bad

@@ -21,6 +21,11 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "ferv39k": EMOTIONS,
     "ckplus": tuple(name for name in EMOTIONS if name != "neutral"),  # its sequences begin neutral, and none stays so
 }
+MARKS = {  # layout -> folders, one of which tells it
+    "dfew": ("EmoLabel_DataSplit",),
+    "ferv39k": ("4_setups",),
+    "ckplus": ("cohn-kanade-images", "extended-cohn-kanade-images"),
+}
 SPLITS = ("train", "test")
 FOLDS = 5  # of DFEW
 DFEW_CLIPS = ("clip_224x224", "clip_224x224_16f", "jpg_256")  # folders of clips by preference; others come after
@@ -40,8 +45,7 @@ class Shown:
 
 def told_by_folders(root: Path) -> str | None:
     """The published layout that a folder is in; None: none of these."""
-    marks = {"dfew": "EmoLabel_DataSplit", "ferv39k": "4_setups", "ckplus": "cohn-kanade-images"}
-    return next((layout for layout, name in marks.items() if (root / name).is_dir()), None)
+    return next((layout for layout, names in MARKS.items() if any((root / name).is_dir() for name in names)), None)
 
 
 def published_clips(root: Path, layout: str, split: str | None, fold: int | None) -> Iterator[Shown]:
@@ -124,7 +128,7 @@ def _ferv39k(root: Path, split: str) -> Iterator[Shown]:
 
 def _ckplus(root: Path) -> Iterator[Shown]:
     """cohn-kanade-images/S005/001/*.png, and Emotion/S005/001/S005_001_00000011_emotion.txt, where there is one."""
-    images = _first([root / "cohn-kanade-images", root / "extended-cohn-kanade-images"], Path.is_dir, "CK+'s frames")
+    images = _first([root / name for name in MARKS["ckplus"]], Path.is_dir, "CK+'s frames")
     emotions = _first([root / "Emotion", root / "Emotion_labels" / "Emotion"], Path.is_dir, "CK+'s emotions")
     for path in sorted(emotions.glob("*/*/*_emotion.txt")):
         text = path.read_text().strip()

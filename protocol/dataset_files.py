@@ -73,6 +73,8 @@ def read_clip(path: Path, frames: Sequence[int], max_pixels: int, places: Sequen
 
 def _checked(file: tuple[Path, bool], max_pixels: int, places: Sequence[Path]) -> int | BadFileReport | None:
     path, is_clip = file
+    if not is_clip and clips.is_moving(path):
+        return BadFileReport(path, 'it is a clip, and no picture: set layout = "clips" for a dataset of clips')
     try:
         if is_clip:
             _check_within(path, places)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from protocol import clips
 from protocol.dataset_clips import CLASSES, Shown, published_clips, told_by_folders
 from protocol.dataset_identity import box_folder, boxes, check_boxes, check_webface, has_boxes
 from protocol.errors import DatasetError
@@ -98,7 +99,10 @@ def list_split(root: Path, split: str | None, layout: Layout = "auto", fold: int
         found = _from_boxes(root, folder)
     else:
         found = _from_folders(root, folder)
-    return sorted(found, key=lambda item: item.relative)
+    listed = sorted(found, key=lambda item: item.relative)
+    if layout == "auto" and all(clips.is_moving(root / item.on_disk) for item in listed):
+        listed = [replace(item, is_clip=True) for item in listed]
+    return listed
 
 
 def class_names(root: Path, split: str | None, layout: Layout = "auto") -> tuple[str, ...]:

@@ -49,9 +49,7 @@ class WorkRow(Message):
     guidance_scale: Guidance
     guidance: GuidanceCurve | None = None  # of each frame of a clip; None: guidance_scale, of all frames alike
     init_id: str | None = None  # dataset sample that gives the init image; None: from noise, or from init_blob
-    init_frame: int | None = Field(
-        default=None, ge=0
-    )  # which frame of that sample, where it is a clip; None: its first
+    init_frame: int | None = Field(default=None, ge=0)  # which frame of that clip; None: its first
     caption: str | None = None  # the source's, which a perturbation of the prompt starts from; None: it has none
     prompt_by: str | None = None  # as in `Sample`, of a prompt that is final
     action_units: list[str] = []  # codes that a final prompt was composed from
@@ -121,10 +119,8 @@ class Sample(Message):
     init_id: str | None = None
     init_frame: int | None = None  # which frame of that sample the clip begins with
     action_units: list[str] = []  # codes that the prompt was composed from, such as "AU04"
-    prompt_by: str | None = (
-        None  # what perturbed the caption, or composed the prompt from action units: a model's name,
-    )
-    # or "template"; None: nothing did
+    prompt_by: str | None = None  # what perturbed the caption, or composed the prompt from action units: a model's
+    # name, or "template"; None: nothing did
     weights: WeightsRef
     created: float
     user: str | None = None

@@ -31,9 +31,12 @@ def sample_id(run: str, feedback: int, source: str, index: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+CLASS_SOURCE = "class:"  # no id of a real sample begins so
+
+
 def class_source(name: str) -> str:
     """The source of a sample that was made for a class, not for a sample."""
-    return f"class:{name}"
+    return CLASS_SOURCE + name
 
 
 def seed_of(sample: str) -> int:

@@ -48,10 +48,8 @@ class PolicyJob(Message):
     base: str | None = None  # weights whose clips are judged; None: the active ones; of a policy, what it is for
     method: Literal["reinforce", "random"] = "reinforce"  # random: nothing is learnt, the policy draws for each first
     # frame and text among all actions alike
-    classes: list[str] | None = Field(
-        default=None, min_length=1
-    )  # whose expressions the clips are to show; None: every
-    # class that is not neutral
+    # whose expressions the clips are to show; None: every class that is not neutral
+    classes: list[str] | None = Field(default=None, min_length=1)
     pairs: int | None = Field(default=None, ge=2)  # of first frame and text, drawn from all that there are, those held
     # out included; None: all of them
     steps: int = Field(default=2000, ge=1, le=1_000_000)  # updates
@@ -59,10 +57,10 @@ class PolicyJob(Message):
     candidates: int = Field(default=4, ge=1, le=1024)  # clips of each pair: actions that are drawn from the policy
     top: int = Field(default=2, ge=1)  # of them, those that get their reward; the others get the penalty
     penalty: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0  # gamma: the others get minus this
-    baseline: Literal["none", "state"] = (
-        "none"  # what rewards are compared with before they teach: nothing, as printed,
-    )
-    # or the mean of the pair's candidates, which keeps what is drawn often from being learnt for that alone
+    # what rewards are compared with before they teach. none: nothing, as printed; as rewards are above 0, whatever is
+    # drawn is learnt then, and the policy may settle early on one action for all, which an event tells. state: the mean
+    # of the pair's candidates
+    baseline: Literal["none", "state"] = "none"
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1e-4  # of Adam
     seed: Seed = 0
     actions: ActionSpace = ActionSpace()
@@ -78,10 +76,12 @@ class PolicyJob(Message):
     scheduler: Scheduler = "ddim"  # that they are made with
     cache: bool = True  # rewards of a pair's actions are kept, so that as many clips are made as there are pairs times
     # actions at most: all clips of a pair have one seed; false: a new one in each update
-    generate_batch: int = Field(default=8, ge=1, le=4096)  # clips made together
+    generate_batch: int = Field(default=8, ge=1, le=4096)  # clips made together; other requests wait for so many, and
+    # so does a cancel
     validate_every: int = Field(default=100, ge=1)  # updates between measurements of the validation pairs
     validation_pairs: int = Field(default=16, ge=1)  # at most so many are measured: with every action, once
-    checkpoint_every: int = Field(default=10, ge=0)  # updates between checkpoints to resume from; 0: none
+    checkpoint_every: int = Field(default=10, ge=0)  # updates between checkpoints to resume from; 0: none. Rewards that
+    # `cache` keeps are on the disk at once
     activate: bool = False  # hot-swap to the result when it is ready
 
     @model_validator(mode="after")

@@ -63,7 +63,7 @@ def hardest(run: Run) -> Wanted:
     config, at = run.config.feedback, run.at.iteration
     if not config.enabled:
         with run.journal.timed("score", iteration=at):
-            return Wanted([], [], shortages(run, None))
+            return Wanted([], [], shortages(run))
     criterion = registry.resolve("feedback", config.criterion)
     fraction = run.thresholds.ask(at)
     labels, features = run.real.labels, partial(run.features, run.real)
@@ -75,7 +75,7 @@ def hardest(run: Run) -> Wanted:
             marginal = ranking.lowest_of_each_class(scores, labels, fraction)
         else:
             marginal = ranking.lowest(scores, ranking.part(fraction, len(labels)))
-        return Wanted(marginal.tolist(), scores[marginal].tolist(), shortages(run, logits))
+        return Wanted(marginal.tolist(), scores[marginal].tolist(), shortages(run))
 
 
 def keep(run: Run, candidates: Sequence[Candidate]) -> None:

@@ -13,7 +13,7 @@ class Position:
     done: int = 0  # batches of this iteration that are done
     updates: int = 0  # optimiser updates in all: the model's version
     kept: list[str] = field(default_factory=list)  # ids of this iteration's synthetic training samples
-    scarce: list[str] = field(default_factory=list)  # classes that this iteration asked for, by name
+    scarce: list[str] = field(default_factory=list)  # classes that are scarce in this iteration, by name
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, **amounts: float) -> None:

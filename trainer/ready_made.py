@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +115,8 @@ def take_over(config: TrainerConfig, dataset: str) -> None:
         )
     if config.feedback.enabled:
         _check_number(config, found.per_source)
-    if config.feedback.scarcity.enabled and not found.for_classes:
-        raise ConfigError(
-            f"the pool of {pool_from} has no samples of scarce classes: set feedback.scarcity.enabled = false, or have "
-            "a new pool made (leave trainer.pool_from out)",
-            param="pool_from",
-        )
+    if config.feedback.scarcity.enabled:
+        _check_scarce(config, found.for_classes)
     for path in sorted((pool_from / "batches").glob(f"{NUMBER}-*.safetensors")):
         _link(path, folder / "batches" / path.name)
     for path in sorted((pool_from / "batches").glob(f"{NUMBER}-*.json")):
@@ -142,6 +138,17 @@ def _check_number(config: TrainerConfig, found: int) -> None:
             f"the pool of {config.pool_from} has {found} images of each real sample, and {wanted} are wanted: "
             f"{advice}, or have a new pool made (leave trainer.pool_from out)",
             param="pool_from" if config.mode == "synthetic" else "images_per_sample",
+        )
+
+
+def _check_scarce(config: TrainerConfig, found: Collection[str]) -> None:
+    """Raises ConfigError unless the pool has samples for scarce classes, and for those that the settings name."""
+    lacking = [name for name in config.feedback.scarcity.classes or () if name not in found]
+    if lacking or not found:
+        raise ConfigError(
+            f"the pool of {config.pool_from} has no samples of scarce classes{' ' if lacking else ''}"
+            f"{', '.join(lacking)}: change feedback.scarcity, or have a new pool made (leave trainer.pool_from out)",
+            param="pool_from",
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol.dataset import DatasetConfig
+from protocol.dataset import SPLIT, DatasetConfig
 from protocol.messages import Name
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -36,12 +36,15 @@ class OptimizerConfig(Table):
 class ScarcityConfig(Table):
     """Which classes the generator is asked for as such, because they are scarce (ARGen 3): badly recognised and rare.
 
-    Recall is measured on the samples that thresholds.auto holds out, or else on the training samples; in the pool of
-    mode offline, which is made before there is a model, rarity alone decides.
+    How well a class is recognised is told by samples that are not trained on: those of `split`, or else those that
+    thresholds.auto holds out. Where there are neither, rarity alone decides; so it does for the pool of mode offline,
+    which is made before there is a model.
     """
 
     enabled: bool = False
     recall: Part = 0.5  # badly recognised is a class below this recall; 1: every class that is ever mistaken
+    split: str | None = Field(default=None, pattern=SPLIT)  # of the dataset, that recall is measured on, such as "val";
+    # "test": what is reported of it is then not of unseen samples any more. None: see above
     part: Part = 1 / 7  # and rare, one below this part of the real samples: an equal share of seven expressions; 1: all
     classes: list[str] | None = Field(default=None, min_length=1)  # these are scarce, whatever their recall and part;
     # None: by the rule

@@ -1,15 +1,13 @@
 """The classes that a run asks for as such, beside single hard samples: its model and data for `selection.scarcity`.
 
-Recall is that on the held-out samples that thresholds are learnt from, where there are any, and on the training samples
-otherwise: the test split has no say in what is trained on. Does not know how they are asked for.
+Recall is that on samples that are not trained on, see `ScarcityConfig`: a model soon fits the others by heart, so that
+nothing would be badly recognised. Does not know how the classes are asked for.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-
-from torch import Tensor
 
 from protocol.dataset import Dataset
 from protocol.errors import ConfigError
@@ -20,24 +18,17 @@ from trainer.selection import scarcity
 from trainer.settings import TrainerConfig
 
 
-def shortages(run: Run, logits: Tensor | None) -> list[ClassShortage]:
+def shortages(run: Run) -> list[ClassShortage]:
     """What the scarce classes lack now. Every process of the run takes part.
-
-    Args:
-        logits: [N, C] of the real samples, if they are known.
 
     Raises:
         ConfigError: the settings name a class that there is not.
     """
     if not run.config.feedback.scarcity.enabled:
         return []
-    data, held_out = run.real, run.splits.held_out
-    if run.config.feedback.scarcity.classes is None and (held_out is not None or logits is None):
-        data = data if held_out is None else held_out
-        logits = run.predict(data)
-    known = None
-    if run.config.feedback.scarcity.classes is None:
-        known = recalls(confusion(data.labels, logits.argmax(1), len(run.task.classes)))
+    known, data = None, run.splits.recalled
+    if data is not None:
+        known = recalls(confusion(data.labels, run.predict(data).argmax(1), len(run.task.classes)))
     counts = run.real.labels.bincount(minlength=len(run.task.classes)).tolist()
     return _asked(run.config, run.task.classes, known, counts)
 
@@ -52,6 +43,16 @@ def before_training(config: TrainerConfig, dataset: Dataset) -> list[ClassShorta
         return []
     found = Counter(entry.label for entry in dataset.samples)
     return _asked(config, dataset.classes, None, [found[label] for label in range(len(dataset.classes))])
+
+
+def check_some(config: TrainerConfig, dataset: Dataset) -> None:
+    """Raises ConfigError when nothing would ever be asked for: no samples, and no class is rare enough to be scarce."""
+    if not config.feedback.enabled and not before_training(config, dataset):
+        raise ConfigError(
+            f"no class is less than {config.feedback.scarcity.part:.3g} of the dataset, so that nothing would be asked "
+            "for: set feedback.scarcity.part higher, name its classes, or set feedback.enabled = true",
+            param="feedback.scarcity",
+        )
 
 
 def _asked(

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from protocol import codec
 from protocol.dataset import Dataset
-from protocol.errors import ConfigError, GenerationFailed, NotReady
+from protocol.errors import GenerationFailed, NotReady
 from protocol.messages import ClassShortage, Feedback, MarginalSample, class_source
 from trainer.feed import Feed
 from trainer.parallel import OneProcess
@@ -140,21 +140,11 @@ class OfflinePool:
 
 def make_pool(config: TrainerConfig, dataset: Dataset, feed: Feed) -> None:
     """Ask for images of every real sample, and of scarce classes, as feedback 0, and wait for them; a pool that is
-    whole is not made again.
-
-    Raises:
-        ConfigError: no class is rare, and nothing else is to be asked for.
-    """
+    whole is not made again."""
     if not feed.pool.complete(0):
         everything = range(len(dataset) if config.feedback.enabled else 0)
         short = before_training(config, dataset) if config.mode == "offline" else []
         wanted = Wanted(everything, [0.0] * len(everything), short)
-        if wanted.nothing:
-            raise ConfigError(
-                f"no class is less than {config.feedback.scarcity.part:.3g} of the dataset, so that the pool would be "
-                "empty: set feedback.scarcity.part higher, name its classes, or set feedback.enabled = true",
-                param="feedback.scarcity",
-            )
         samples = RealSamples(dataset, config.feedback.send_pixels)
         asked = feed.asked(0) or question(config, samples, 0, 0, wanted)
         if config.mode == "synthetic":

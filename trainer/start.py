@@ -27,6 +27,7 @@ from trainer.pool import Candidate, Pool, packed, unpacked
 from trainer.progress import Progress
 from trainer.run import Run
 from trainer.settings import TrainerConfig
+from trainer.shortages import check_some
 from trainer.source import (
     LiveSource,
     OfflinePool,
@@ -145,6 +146,7 @@ def _source(
         return RealOnly(), []
     if config.mode == "offline" and config.pool_from is not None:
         return OfflinePool(config, dataset, run.pool), []  # nobody is asked
+    check_some(config, dataset)
     feed = stack.enter_context(_feed(config, broker, run, resumed))
     stack.enter_context(Reporter(run, Bus(_shared_url(broker), broker, patient=False)))
     if config.mode == "offline":

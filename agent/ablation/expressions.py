@@ -89,7 +89,7 @@ def arms(recipe: config.Settings) -> dict[str, Changes]:
     }
     if agent.expressions.guidance is not None:
         unchosen |= {f"agent.expressions.guidance.{end}": CONSTANT for end in ("minimum", "maximum")}
-    only_steps = {
+    only_steps = rewarded("quality") | {  # as the paper says of it: by steps and quality, and without a curve
         "agent.policy.actions.pairs": [[2.0, 2.0]],
         "agent.policy.actions.minimum": CONSTANT,
         "agent.policy.actions.maximum": CONSTANT,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from agent.expressions.action_units import ACTION_UNITS, named, parts_in, untagged
 from agent.expressions.emotions import emotion_of
+from agent.expressions.retrieve import LEVELS
 
 FEWEST = 2  # action units that an answer is to name, as the instruction says
 MOST_CHARACTERS = 2000  # of an answer that are read
@@ -69,7 +70,7 @@ def check(
     answer = parse(text)
     if answer is None:
         return Refused("format")
-    if emotion_of(answer.emotion, aliases) != emotion:
+    if emotion not in (emotion_of(answer.emotion, aliases), emotion_of(_bare(answer.emotion), aliases)):
         return Refused("emotion")
     if allowed is not None and hallucinated(answer, allowed):
         return Refused("hallucinated")
@@ -78,6 +79,12 @@ def check(
     if len(answer.units) < min(FEWEST, FEWEST if allowed is None else len(allowed)):
         return Refused("few")
     return answer
+
+
+def _bare(emotion: str) -> str:
+    """Without the strength that it is told with: "slight fear"."""
+    strength, _, rest = emotion.partition(" ")
+    return rest if any(strength.casefold() in level.adjectives for level in LEVELS) else emotion
 
 
 def hallucinated(answer: Answer, retrieved: Collection[str]) -> list[str]:

@@ -13,12 +13,12 @@ import numpy as np
 
 from agent.expressions.emotions import emotion_of
 from agent.expressions.knowledge import KnowledgeBase
-from agent.planner import CLASS_SOURCE, check_amount, within_budget
+from agent.planner import check_amount, within_budget
 from agent.settings import AgentConfig
 from protocol import prompts
 from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import InvalidRequest, NoFace
-from protocol.messages import ClassShortage, Feedback, MarginalSample, WeightsRef, sample_id, seed_of
+from protocol.messages import ClassShortage, Feedback, MarginalSample, WeightsRef, class_source, sample_id, seed_of
 
 
 class IdentityFrame(NamedTuple):
@@ -115,7 +115,7 @@ def _rows(feedback: Feedback, config: AgentConfig) -> Iterator[WorkRow]:
             yield _row(feedback, config, sample, sample.sample_id, index)
     for shortage in feedback.classes:
         for index in range(shortage.images):
-            yield _row(feedback, config, shortage, CLASS_SOURCE + shortage.class_name, index)
+            yield _row(feedback, config, shortage, class_source(shortage.class_name), index)
 
 
 def _row(

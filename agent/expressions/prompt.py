@@ -45,8 +45,12 @@ _WORDINGS = (  # {what}: the expression; {who}: the person; {how}: clauses that 
     "A close view of {who} with {what} as {how}.",
 )
 _GENDERS = (("woman", r"\b(?:female|woman|lady|girl|feminine)\b"), ("man", r"\b(?:male|man|guy|boy|masculine)\b"))
-_PERSON = re.compile(r"(?:an?\s+)?(.*\b(?:woman|man|lady|girl|guy|boy|person))", re.IGNORECASE)
-_JOINS = re.compile(r"(?:with|without|wearing|holding|in|having|has|who)\b", re.IGNORECASE)
+_PERSON = re.compile(  # a cue that is a person, such as "a young woman with long hair"
+    r"(?:an?\s+)?(?P<noun>(?:[\w-]+\s+){0,3}?(?:woman|man|lady|girl|guy|boy|person|female|male))(?P<more>\s.+)?",
+    re.IGNORECASE,
+)
+_ARTICLE = re.compile(r"(?:an?|the)\s", re.IGNORECASE)
+_JOINS = re.compile(r"(?:with|without|in|has|who|\w+ing)\b", re.IGNORECASE)
 
 
 def question(emotion: str, retrieved: Retrieved | None) -> str:
@@ -71,7 +75,7 @@ def templated(emotion: str, described: Described, identity: str | None, draw: np
         identity: who it is, such as a caption; None: nothing is known.
     """
     strength, wording = adjective(described.units, draw), one_of(_WORDINGS, draw)
-    who = _person(identity) if identity else SOMEBODY
+    who = _described_person(identity) if identity else SOMEBODY
     for each in dict.fromkeys((who, SOMEBODY)):
         yield _worded(wording, expression(emotion, strength), each, described.text)
     loudest = sorted(described.units.items(), key=lambda unit: -unit[1])
@@ -105,26 +109,23 @@ def _begun(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _person(caption: str) -> str:
-    """A caption as the one whose face it is: "a woman with glasses"."""
-    bare = untagged(caption).strip(" .,;:")
-    return bare[:1].lower() + bare[1:] if bare else SOMEBODY
-
-
 def _described_person(identity: str) -> str:
     """Cues such as "male-presenting, short dark hair, wearing glasses", as "a man with short dark hair, wearing
-    glasses"; one such as "fair-skinned woman" stays as it is."""
+    glasses"; what is a person already, such as "fair-skinned woman" or "a boy in red", stays as it is."""
     cues = [cue for part in re.split(r"[,;]", untagged(identity)) if (cue := part.strip(" .:()[]"))]
     noun = next((noun for noun, pattern in _GENDERS if re.search(pattern, " ".join(cues), re.IGNORECASE)), "person")
-    told = [cue for cue in cues if not _only_gender(cue)]
+    told, more = [cue for cue in cues if not _only_gender(cue)], ""
     if told and (found := _PERSON.fullmatch(told[0])):
-        noun, told = found[1], told[1:]
-    joined = [cue if _JOINS.match(cue) else f"with {cue}" if n == 0 else cue for n, cue in enumerate(told)]
+        noun, more, told = found["noun"], found["more"] or "", told[1:]
+    elif told == cues and told and _ARTICLE.match(told[0]):
+        return ", ".join([told[0][0].lower() + told[0][1:], *told[1:]])
     article = "an" if noun[0].lower() in "aeiou" else "a"
-    return f"{article} {noun} {', '.join(joined)}".strip()
+    told = [cue[0].lower() + cue[1:] if _JOINS.match(cue) else cue for cue in told]
+    joined = [cue if more or n or _JOINS.match(cue) else f"with {cue}" for n, cue in enumerate(told)]
+    return f"{article} {noun}{more}{',' if more and joined else ''} {', '.join(joined)}".strip()
 
 
 def _only_gender(cue: str) -> bool:
     """Whether a cue says nothing but the gender, such as "male-presenting" or "female appearance"."""
-    rest = re.sub(r"\b(?:presenting|appearance|appearing|person|an?)\b|[^a-z]", "", cue.casefold())
+    rest = re.sub(r"\b(?:presenting|appearance|appearing|person|an?)\b|[^a-z0-9]", "", cue.casefold())
     return rest in {"", "female", "woman", "male", "man", "feminine", "masculine", "lady", "girl", "guy", "boy"}

@@ -28,8 +28,8 @@ class Level(NamedTuple):
 
 
 LEVELS = (
-    Level(0.2, ("faintly", "barely"), ("faint",)),
-    Level(0.4, ("slightly", "a little", "lightly"), ("slight", "mild")),
+    Level(0.2, ("faintly", "minimally"), ("faint",)),
+    Level(0.4, ("slightly", "a little", "somewhat"), ("slight", "mild")),
     Level(0.6, ("moderately", "visibly", "noticeably"), ("moderate", "visible")),
     Level(0.8, ("markedly", "clearly", "strongly"), ("marked", "clear", "strong")),
     Level(1.0, ("sharply", "intensely"), ("intense", "sharp")),

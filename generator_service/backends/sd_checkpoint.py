@@ -79,7 +79,8 @@ class SDCheckpoint:
         factor = autoencoder.scale_factor(self.vae)
         self.size = (self.latent_shape[1] * factor, self.latent_shape[2] * factor)  # (H, W) of its images
         self._prompts = PromptEmbedding(folder, index, self.size, device, dtype)
-        if self._prompts.width != self.unet.config.cross_attention_dim:
+        self.width = self._prompts.width  # D
+        if self.width != self.unet.config.cross_attention_dim:
             raise ConfigError(f"{folder}: the UNet does not read embeddings as wide as the text encoder's")
         own = folder / "image_encoder"
         self._image_encoder_folder = image_encoder or (own if own.is_dir() else None)

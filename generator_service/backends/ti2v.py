@@ -117,7 +117,17 @@ class TI2VBackend:
         from generator_service.rl.sampling_policy import read_policy  # late: it knows this package
 
         if weights.ref not in self._policies:
-            self._policies[weights.ref] = read_policy(weights.folder)
+            policy, checkpoint = read_policy(weights.folder), self.checkpoint(weights)
+            reads, given = (
+                (policy.sizes.channels, policy.sizes.text_width),
+                (checkpoint.latent_shape[0], checkpoint.width),
+            )
+            if reads != given:
+                raise WeightsCorrupt(
+                    f"the policy {weights.ref} reads latents of {reads[0]} channels and texts of width {reads[1]}, and "
+                    f"{checkpoint.folder} has {given[0]} and {given[1]}: learn it again for this checkpoint"
+                )
+            self._policies[weights.ref] = policy
         self._policies.move_to_end(weights.ref)
         while len(self._policies) > self._config.max_resident:
             self._policies.popitem(last=False)
@@ -207,8 +217,14 @@ class TI2VBackend:
 
 
 def _first(checkpoint: TI2VCheckpoint, rows: Sequence[Row]) -> torch.Tensor:
-    """Latents of the given frames, float32 [B, C, h, w]; each is encoded once."""
-    return checkpoint.encode(np.stack([checkpoint.fit(image) for image in clip_rows.first_frames(rows)]))
+    """Latents of the given frames, float32 [B, C, h, w]; those that several rows begin with are encoded once."""
+    images = [checkpoint.fit(image) for image in clip_rows.first_frames(rows)]
+    same = clip_rows.together([image.tobytes() for image in images])
+    latents = torch.empty(len(rows), *checkpoint.latent_shape, device=checkpoint.device)
+    encoded = checkpoint.encode(np.stack([images[members[0]] for members in same.values()]))
+    for one, members in zip(encoded, same.values(), strict=True):
+        latents[members] = one
+    return latents
 
 
 def _guidance(row: Row, sampling: Sampling) -> torch.Tensor:

@@ -10,9 +10,7 @@ dataset's labels and paths, the settings and the reader: delete it when clips ch
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +21,11 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from generator_service import json_lines
 from generator_service.faces.gates import Quality, quality
 from generator_service.faces.interface import FaceReader, FaceReading, FacesConfig
 from protocol.clips import spread
 from protocol.dataset import Dataset, Entry
-from protocol.disk import full_disk_told
 from protocol.errors import BadFile
 
 log = logging.getLogger(__name__)
@@ -91,11 +89,12 @@ def examine(
             found[entry.id] = one
             if one.left_out not in PASSING:
                 unsaved.append(one)
+            done += 1
+            on_clip(done, len(dataset))
             if time.monotonic() - saved >= SAVE_S:
                 _append(path, unsaved)
                 unsaved, saved = [], time.monotonic()
-            done += 1
-            on_clip(done, len(dataset))
+                log.info("%d of %d clips are read", done, len(dataset))
     finally:
         _append(path, unsaved)
     return [found[entry.id] for entry in dataset.samples]
@@ -199,13 +198,11 @@ def _digest(dataset: Dataset, config: FacesConfig, reader: FaceReader) -> str:
 
 
 def _read(path: Path) -> dict[str, Examined]:
-    """By clip; a line that was cut off when its process was killed is left out."""
-    if not path.exists():
-        return {}
+    """By clip; a line of another form is left out."""
     found = {}
-    for line in path.read_bytes().splitlines():
+    for line in json_lines.read(path):
         try:
-            one = Examined.model_validate_json(line)
+            one = Examined.model_validate(line)
         except ValidationError:
             continue
         found[one.clip] = one
@@ -213,11 +210,4 @@ def _read(path: Path) -> dict[str, Examined]:
 
 
 def _append(path: Path, lines: Sequence[Examined]) -> None:
-    """To the disk. Begins with a line break, so that what others wrote half does not spoil it."""
-    if not lines:
-        return
-    text = "".join(f"\n{json.dumps(one.model_dump(mode='json'))}" for one in lines) + "\n"
-    with full_disk_told(path), path.open("ab") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    json_lines.append(path, [one.model_dump(mode="json") for one in lines])

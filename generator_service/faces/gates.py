@@ -25,15 +25,10 @@ class Quality:
 
 
 def quality(frames: np.ndarray) -> Quality:
-    """Of uint8 RGB [N, H, W, 3]."""
-    grey = greys(frames)
-    pixels = grey.reshape(len(grey), -1)
-    return Quality(
-        sharpness=laplacian(grey).reshape(len(grey), -1).var(axis=1),
-        brightness=pixels.mean(axis=1),
-        contrast=pixels.std(axis=1),
-        side=min(frames.shape[1:3]),
-    )
+    """Of uint8 RGB [N, H, W, 3]; one frame after the other, for those of a film are large."""
+    each = [(laplacian(grey).var(), grey.mean(), grey.std()) for grey in (greys(frame[None]) for frame in frames)]
+    sharpness, brightness, contrast = np.array(each).reshape(-1, 3).T
+    return Quality(sharpness, brightness, contrast, side=min(frames.shape[1:3]))
 
 
 def greys(frames: np.ndarray) -> np.ndarray:

@@ -35,10 +35,8 @@ class FacesConfig(BaseModel):
 
     min_presence: Unit = 0.5  # that a frame shows a face; 0: every frame does, 1: only what is certain
     min_sharpness: float = Field(default=50.0, ge=0.0)  # variance of the Laplacian (eq. 22); 0: any, 500: very crisp
-    min_brightness: float = Field(
-        default=40.0, ge=0.0, le=255.0
-    )  # mean grey level (eq. 25); darker frames are left out
-    max_brightness: float = Field(default=220.0, ge=0.0, le=255.0)  # brighter ones are
+    min_brightness: float = Field(default=40.0, ge=0.0, le=255.0)  # mean grey level (eq. 25); darker: left out
+    max_brightness: float = Field(default=220.0, ge=0.0, le=255.0)  # brighter frames are left out
     min_contrast: float = Field(default=20.0, ge=0.0, le=128.0)  # standard deviation of the grey levels (eq. 26)
     min_side: int = Field(default=64, ge=1)  # pixels of a frame's shorter side
 

@@ -1,20 +1,23 @@
 """What an action is worth in a state: the clip is made, its faces are read, and it is rewarded (ARGen Algorithm 1,
 lines 5 to 7).
 
-The same question is answered once, where answers are kept. Knows nothing of the policy that asks.
+The same question is answered once, where answers are kept: in a file as well, as they come, for a clip takes seconds to
+minutes, and a job that is killed begins again. Knows nothing of the policy that asks.
 
     n clips, M frames of each
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
-import torch
 
-from generator_service import out_of_memory
+from generator_service import json_lines, out_of_memory
+from generator_service.adapt.resume import spared_when_full
 from generator_service.backends.interface import Backend, Row, Sampling, WeightSet
 from generator_service.faces.interface import FaceReader
 from generator_service.rl import clip_rewards
@@ -41,13 +44,23 @@ class ClipJudge:
         job: PolicyJob,
         pairs: Sequence[Pair],
         actions: Sequence[Action],
+        place: Path,
+        identity: str,
     ):
-        """`rewards`: the job's, by name, their options bound. `pairs`: what a question is about, by index."""
+        """
+        Args:
+            rewards: the job's, by name, their options bound.
+            pairs: what a question is about, by index.
+            place: folder of the answers' file.
+            identity: all that answers depend on: those of another judge are not read.
+        """
         self._backend, self._base, self._source, self._reader = backend, base, source, reader
         self._rewards, self._job, self._pairs, self._actions = rewards, job, pairs, actions
         self._weights = np.array([job.rewards[name].weight for name in rewards])
-        self._kept: dict[Key, Components] = {}
-        self.made = 0  # clips
+        self._path = place / f"rewards-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.jsonl"
+        known = json_lines.read(self._path) if job.cache else []
+        self._kept: dict[Key, Components] = {(pair, action): np.array(told) for pair, action, told in known}
+        self.made = len(self._kept)  # clips
 
     def worth(self, wanted: Iterable[Key], draw: int) -> Generator[None, None, dict[Key, Components]]:
         """Of each; pauses after each batch of clips.
@@ -65,11 +78,17 @@ class ClipJudge:
             keys = list(group)
             for start in range(0, len(keys), self._job.generate_batch):
                 part = keys[start : start + self._job.generate_batch]
-                found |= zip(part, self._judged(part, steps, 0 if self._job.cache else draw), strict=True)
+                answers = dict(zip(part, self._judged(part, steps, 0 if self._job.cache else draw), strict=True))
+                if self._job.cache:
+                    self._keep(answers)
+                found |= answers
                 yield
-        if self._job.cache:
-            self._kept |= found
         return found
+
+    def _keep(self, answers: Mapping[Key, Components]) -> None:
+        self._kept |= answers
+        with spared_when_full(self._path):
+            json_lines.append(self._path, [[*key, told.tolist()] for key, told in answers.items()])
 
     def total(self, components: Components) -> float:
         """Eq. 18, before any penalty."""
@@ -107,18 +126,3 @@ class ClipJudge:
             guidance=action.guidance,
             steps=action.steps,
         )
-
-    # ------------------------------------------------------------ state
-
-    def state(self) -> dict[str, torch.Tensor | int]:
-        keys, values = list(self._kept), np.array(list(self._kept.values()), dtype=np.float64)
-        return {
-            "keys": torch.tensor(keys, dtype=torch.int64).reshape(-1, 2),
-            "values": torch.from_numpy(values.reshape(len(keys), len(self._weights))),
-            "made": self.made,
-        }
-
-    def restore(self, state: Mapping[str, torch.Tensor | int]) -> None:
-        keys, values = state["keys"].tolist(), state["values"].numpy()
-        self._kept = {(pair, action): value for (pair, action), value in zip(keys, values, strict=True)}
-        self.made = state["made"]

@@ -21,10 +21,10 @@ from agent.expressions.compose import Asked, Composer
 from agent.expressions.emotions import emotion_of
 from agent.expressions.plan import IdentityFrame
 from agent.expressions.settings import ExpressionsConfig
+from generator_service import json_lines
 from generator_service.backends.interface import Row, WeightSet
 from generator_service.expressions import Expressions
 from generator_service.faces.interface import FacesConfig
-from generator_service.manifest import write_json
 from protocol import prompts
 from protocol.dataset import Dataset
 from protocol.errors import InvalidRequest, NoFace, UnknownClass
@@ -34,7 +34,7 @@ from protocol.policy import PolicyJob
 if TYPE_CHECKING:
     import torch
 
-PROMPTS = "prompts.json"  # in the job's unfinished folder: what a model composed is not composed the same again
+PROMPTS = "prompts.jsonl"  # in the job's unfinished folder: what a model composed is not composed the same again
 CHUNK = 16  # prompts that are composed at a time
 PAUSE_S = 0.05  # while somebody else composes
 
@@ -87,6 +87,14 @@ class Source:
         if self.faces is None and job.method != "random":
             raise InvalidRequest(
                 "clips are rewarded for what a reader sees in their faces: add a table [generator.faces]", param="type"
+            )
+        assert self.expressions is not None
+        if self.faces is not None and job.method != "random" and not self.expressions.reads_pixels:
+            raise InvalidRequest(
+                f"the reader {self.faces.reader!r} has readings of the dataset's own clips alone, and a policy is "
+                "learnt from clips that are made: give it what it reads pixels with (generator.faces.openface.binary), "
+                "or use another generator.faces.reader",
+                param="type",
             )
         self.split(job)
 
@@ -162,19 +170,15 @@ class Source:
         """The pairs with their texts; pauses while they are composed, which another thread does.
 
         Args:
-            folder: keeps them, so that a job that begins again has the same.
+            folder: keeps them as they come, so that a job that begins again has the same and goes on with the others.
         """
-        texts: list[str] = []
-        if (path := folder / PROMPTS).exists():
-            texts = json.loads(path.read_text())["prompts"]
-        else:
-            with ThreadPoolExecutor(1, thread_name_prefix="prompts") as thread:
-                for start in range(0, len(pairs), CHUNK):
-                    future = thread.submit(self._composed, pairs[start : start + CHUNK], job)
-                    yield from _pauses(future)
-                    texts += future.result()
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"prompts": texts})
+        texts: list[str] = json_lines.read(path := folder / PROMPTS)
+        with ThreadPoolExecutor(1, thread_name_prefix="prompts") as thread:
+            for start in range(len(texts), len(pairs), CHUNK):
+                future = thread.submit(self._composed, pairs[start : start + CHUNK], job)
+                yield from _pauses(future)
+                json_lines.append(path, future.result())
+                texts += future.result()
         return [Pair(pair.identity, pair.class_name, text) for pair, text in zip(pairs, texts, strict=True)]
 
     def _composed(self, pairs: Sequence[Pair], job: PolicyJob) -> list[str]:

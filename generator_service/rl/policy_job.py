@@ -9,8 +9,9 @@ where weight sets are kept.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ Outcome = TypeVar("Outcome")
 State = tuple[torch.Tensor, torch.Tensor]
 KIND = "policy"  # of the weight sets
 KEEP_BYTES = 2**30  # of states kept in memory
+SETTLED = 0.1  # of the entropy of an indifferent policy: below it, hardly anything else is drawn any more
 
 
 def learn_policy(
@@ -62,10 +64,8 @@ def learn_policy(
         InvalidRequest: the sampler cannot take one of the numbers of steps.
     """
     train, held_out = source.split(job)
-    worded = source.worded([*train, *held_out], job, unfinished)
-    pairs = yield from _served(worded, Progress(0, job.steps, None))
-    states = States(backend, base, source, pairs)
-    latents, text = states[0]
+    pairs = [*train, *held_out]
+    latents, text = States(backend, base, source, pairs)[0]
     sizes = Sizes(
         actions=job.actions, method=job.method, channels=len(latents), text_width=text.shape[1], seed=job.seed
     )
@@ -76,12 +76,13 @@ def learn_policy(
         return KIND, told
     assert source.faces is not None
     reader = open_reader(source.faces)
+    pairs = yield from _served(source.worded(pairs, job, unfinished), lambda: Progress(0, job.steps, None))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         policy = SamplingPolicy(sizes)
-    judge = ClipJudge(backend, base, source, reader, rewards, job, pairs, policy.actions)
-    learning = Learning(policy, judge, states, list(rewards), job, len(train))
     identity = "\n".join([job.model_dump_json(exclude=ASIDE), base.ref.digest, source.digest(), reader.identity])
+    judge = ClipJudge(backend, base, source, reader, rewards, job, pairs, policy.actions, unfinished, identity)
+    learning = Learning(policy, judge, States(backend, base, source, pairs), list(rewards), job, len(train))
     yield from learning.run(unfinished, identity)
     write_policy(folder, policy)
     return KIND, told | {"faces": reader.identity} | learning.metadata()
@@ -91,14 +92,16 @@ def _classes(pairs: Sequence[Pair]) -> list[str]:
     return sorted({pair.class_name for pair in pairs})
 
 
-def _served(pieces: Generator[object, None, Outcome], between: Progress) -> Generator[Progress, None, Outcome]:
+def _served(
+    pieces: Generator[object, None, Outcome], between: Callable[[], Progress]
+) -> Generator[Progress, None, Outcome]:
     """The pieces, with room to serve others between them; what they come to."""
     while True:
         try:
             next(pieces)
         except StopIteration as end:
             return end.value
-        yield between
+        yield between()
 
 
 class States:
@@ -172,12 +175,13 @@ class Learning:
         before = history.seconds
         if not len(self._table):
             self._table = yield from self._tabulated()
+            if job.checkpoint_every:
+                resume.save(unfinished, 0, self._state(), identity)
         while history.step < job.steps:
             told = yield from self._update()
             history.step += 1
             if history.step % job.validate_every == 0 or history.step == job.steps:
-                history.validation = policy_validation.report(self._table, self._chosen())
-                told["validation"] = history.validation
+                told |= self._validated(told["entropy"])
             history.seconds = before + time.monotonic() - began
             if job.checkpoint_every and history.step % job.checkpoint_every == 0:
                 resume.save(unfinished, history.step, self._state(), identity)
@@ -207,7 +211,9 @@ class Learning:
         return told | {"loss": loss, "clips": self._judge.made}
 
     def _worth(self, keys: Sequence[Key], draw: int) -> Generator[Progress, None, dict[Key, np.ndarray]]:
-        between = Progress(self._history.step, self._job.steps, None)
+        def between() -> Progress:
+            return Progress(self._history.step, self._job.steps, None, {"clips": self._judge.made})
+
         return (yield from _served(self._judge.worth(keys, draw), between))
 
     def _tabulated(self) -> Generator[Progress, None, np.ndarray]:
@@ -215,6 +221,22 @@ class Learning:
         actions = range(len(self._policy.actions))
         worth = yield from self._worth([(pair, action) for pair in self._held_out for action in actions], 0)
         return np.array([[self._judge.total(worth[pair, action]) for action in actions] for pair in self._held_out])
+
+    def _validated(self, entropy: float) -> dict[str, Any]:
+        """What an event tells of the policy in the states that it is measured on."""
+        chosen, history = self._chosen(), self._history
+        history.validation = policy_validation.report(self._table, chosen)
+        settled = entropy < SETTLED * math.log(len(self._policy.actions))
+        if self._job.baseline != "none" or not settled or not policy_validation.misses(self._table, chosen):
+            return {"validation": history.validation}
+        message = (
+            "the policy has settled on one action for every state, and another one is worth more: without a baseline "
+            'whatever is drawn is learnt while rewards are above 0; try baseline = "state", or a lower learning_rate'
+        )
+        return {
+            "validation": history.validation,
+            "findings": [{"kind": "settled", "message": message, "breach": False}],
+        }
 
     def _chosen(self) -> np.ndarray:
         """The policy's action in each of them: int64 [V]."""
@@ -226,7 +248,7 @@ class Learning:
         return {
             "history": asdict(self._history),
             "learner": self._learner.state(),
-            "judge": self._judge.state(),
+            "made": self._judge.made,
             "table": torch.from_numpy(self._table),
             "rng": self._rng.get_state(),
         }
@@ -234,7 +256,7 @@ class Learning:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._history = History(**state["history"])
         self._learner.restore(state["learner"])
-        self._judge.restore(state["judge"])
+        self._judge.made = max(self._judge.made, state["made"])
         self._table = state["table"].numpy()
         self._rng.set_state(state["rng"])
 

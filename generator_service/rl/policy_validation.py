@@ -42,6 +42,12 @@ def report(table: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
     }
 
 
+def misses(table: np.ndarray, chosen: np.ndarray) -> bool:
+    """Whether the policy chooses one action in every state, and another one is better on average."""
+    first = int(chosen[0])
+    return bool((chosen == first).all() and table[:, first].mean() < table.mean(0).max())
+
+
 def each_action(table: np.ndarray, chosen: np.ndarray, actions: Sequence[Action]) -> list[dict[str, Any]]:
     """Of every action: what it is, its mean reward as above, and in how many states the policy chooses it."""
     return [

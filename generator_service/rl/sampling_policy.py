@@ -42,14 +42,6 @@ class Action:
     guidance: GuidanceCurve
 
 
-class Chooser(Protocol):
-    """What the policy of a weight set is asked for."""
-
-    def best(self, latents: Tensor, text: Tensor) -> list[Action]:
-        """Of each state: latents float32 [B, C, h, w] and text float32 [B, T, D]."""
-        ...
-
-
 class Sizes(BaseModel):
     """What policy.json says."""
 
@@ -63,6 +55,16 @@ class Sizes(BaseModel):
     attention_heads: int = Field(default=4, ge=1)
     blocks: int = Field(default=2, ge=1)
     seed: int = 0  # of a policy that draws
+
+
+class Chooser(Protocol):
+    """What the policy of a weight set is asked for."""
+
+    sizes: Sizes
+
+    def best(self, latents: Tensor, text: Tensor) -> list[Action]:
+        """Of each state: latents float32 [B, C, h, w] and text float32 [B, T, D]."""
+        ...
 
 
 def actions(space: ActionSpace) -> list[Action]:

@@ -89,6 +89,8 @@ def test_the_parts_of_table_5():
     }
     space = rows["Reinforce-only"][0].policy.actions
     assert space.steps == [5, 10, 15, 20] and len(space.pairs) == 1 and space.minimum == space.maximum == 9.0
+    kept = {name for name, term in rows["Reinforce-only"][0].policy.rewards.items() if term.weight}
+    assert kept == {"steps", "quality"}
     assert {agent.expressions.policy for agent, _ in rows.values() if agent.policy} == {True}
     assert {agent.expressions.policy for agent, _ in rows.values() if not agent.policy} == {False}
 

@@ -38,7 +38,7 @@ def test_the_command_checks_and_shows_and_starts_nothing(
         "read the data",
         "find neutral frames to begin with",
         "learn a policy that chooses steps and guidance",
-        "while training, compose prompts from action units",
+        "before training, make clips, with prompts from action units",
         "train for video, mode offline",
         "measure",
         "keep it all in runs/dfew",
@@ -57,15 +57,20 @@ def test_of_clips_the_plan_says_who_reads_faces_who_writes_prompts_and_what_the_
     assert "trainer.dataset.fold = 3" in data and "# /data is not there yet" in data
     title, faces = step(found, "find neutral frames")
     assert "openface" in title and "generator.faces.openface.binary = /opt/FeatureExtraction" in faces
-    title, prompts = step(found, "while training, compose prompts")
+    assert faces[-1][0] != "#" and step(planned("dfew"), "find neutral frames")[1][-1].startswith("# where is OpenFace")
+    title, prompts = step(found, "before training, make clips")
     assert title.endswith(": local")
     assert "agent.expressions.local.model = Qwen/Qwen2.5-VL-7B-Instruct" in prompts
     assert "agent.expressions.retrieval = true" in prompts
     title, policy = step(found, "learn a policy")
     assert "2,000 updates of 32 pairs" in title and "4 clips a pair" in title and "so 12 a pair at most" in title
+    assert title.endswith("483 pairs in all, 5,796 clips")
     assert "agent.policy.rewards.quality.weight = 3.0" in policy and "agent.policy.learning_rate = 0.0001" in policy
     _, training = step(found, "train for video")
     assert "trainer.feedback.scarcity.classes = ['surprise', 'disgust', 'fear']" in training
+    live, measured = planned("dfew", "trainer.mode=async"), "trainer.measure.video.features=torchscript:i3d.pt"
+    assert step(live, "while training, make clips") and step(found, "measure")[1][-1].startswith("# no Frechet")
+    assert not any(line.startswith("#") for line in step(planned("dfew", measured), "measure")[1])
     factorised = planned("dfew", "agent.policy.actions.factorised=true", "agent.policy.cache=false")
     assert "at most" not in step(factorised, "learn a policy")[0]
     factorised = planned("dfew", "agent.policy.actions.factorised=true")

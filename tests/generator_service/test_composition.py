@@ -209,7 +209,7 @@ def test_a_shortage_becomes_clips_of_that_emotion(template_service: Service, bus
         assert (sample.frames, sample.fps, sample.steps, sample.guidance_scale) == (4, 8.0, 1, 9.0)
         np.testing.assert_array_equal(clip[0], dataset.image(sample.init_id, 0))
     asked = [row.prompt for rows, _ in clips(template_service).asked[1:] for row in rows]
-    assert asked == [sample.prompt for sample in samples]
+    assert sorted(asked) == sorted(sample.prompt for sample in samples)  # units may overtake each other
     assert "onthefly_prompts_total" in metrics and all(batch.captions_s > 0.0 for batch in found)
 
 

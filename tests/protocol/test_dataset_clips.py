@@ -92,6 +92,28 @@ def test_pictures_are_no_clips(tmp_path: Path):
         data.image(0, 1)
 
 
+def test_clips_that_are_no_pictures_are_told_without_their_layout(tmp_path: Path):
+    for name in ("happy", "fear"):
+        file(tmp_path / "videos" / name / "1.mp4", 20)
+        frames(tmp_path / "listed" / "clips" / name, 30)
+    rows = [{"file_name": f"clips/{name}", "label": name} for name in ("happy", "fear")]
+    (tmp_path / "listed" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for place in ("videos", "listed"):
+        auto, named = (opened(tmp_path / place, layout=layout) for layout in ("auto", "clips"))
+        assert auto.is_clips and auto.digest() == named.digest() and shown(auto) == shown(named)
+
+
+@pytest.mark.parametrize("layout", ["auto", "imagefolder"])
+def test_a_clip_among_pictures_says_which_layout_it_wants(tmp_path: Path, layout: str):
+    for name in ("happy", "fear"):
+        frames(tmp_path / name, 7, count=1)
+    file(tmp_path / "fear" / "film.mp4", 20)
+    data = opened(tmp_path, layout=layout)
+    assert not data.is_clips and len(data) == 2
+    (bad,) = data.bad_files
+    assert bad.path.name == "film.mp4" and 'set layout = "clips"' in bad.reason
+
+
 def test_metadata_names_clips_subjects_and_captions(tmp_path: Path):
     frames(tmp_path / "train" / "clips" / "7", 1)
     file(tmp_path / "train" / "x.webp", 2)
@@ -339,6 +361,8 @@ def test_ckplus_has_subjects_and_leaves_contempt_out(tmp_path: Path):
         ("S014/001", "surprise", "S014"),
     }
     assert opened(tmp_path, layout="auto").digest() == data.digest()
+    (tmp_path / "cohn-kanade-images").rename(tmp_path / "extended-cohn-kanade-images")
+    assert len(opened(tmp_path, layout="auto")) == len(data)
 
 
 def test_mistakes_in_ckplus(tmp_path: Path):

@@ -18,6 +18,7 @@ from protocol import config as settings_file
 from protocol.bus import QueueConfig
 from protocol.dataset import Dataset, DatasetConfig
 from protocol.entries import Sample, SampleBatch
+from protocol.errors import ConfigError
 from protocol.messages import FeedbackAccepted, class_source, sample_id, seed_of
 from protocol.video import GuidanceCurve
 from tests.trainer.clip_folders import moving, write_clips
@@ -158,6 +159,23 @@ def test_what_is_hard_and_what_is_scarce_is_trained_on(finished: Run):
     assert books.open_books(finished.config.folder).balanced
 
 
+def test_a_pool_without_a_class_that_is_named_is_refused(tmp_path: Path, data: DatasetConfig, finished: Run):
+    named = {"feedback": {"images_per_sample": 1, "scarcity": {"enabled": True, "classes": ["down", "left"]}}}
+    settings = config(tmp_path, data, "run", pool_from=finished.config.pool_from, **named)
+    with pytest.raises(ConfigError, match="has no samples of scarce classes left"), open_run(settings, QueueConfig()):
+        pass
+
+
+@pytest.mark.parametrize("mode", ["offline", "async"])
+def test_a_run_that_would_ask_for_nothing_is_refused(tmp_path: Path, data: DatasetConfig, mode: str):
+    nothing = {"feedback": {"enabled": False, "scarcity": {"enabled": True, "part": 0.01}}}
+    with (
+        pytest.raises(ConfigError, match=r"no class is less than 0\.01 of the dataset"),
+        open_run(config(tmp_path, data, "run", mode=mode, **nothing), QueueConfig()),
+    ):
+        pass
+
+
 def test_a_run_that_stops_goes_on_as_if_it_had_not(tmp_path: Path, data: DatasetConfig, finished: Run):
     class Stop(Exception):
         pass
@@ -206,18 +224,24 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
-def test_clips_move_in_a_browser_unless_it_is_asked_for_less(chromium: Any, tmp_path: Path, finished: Run, motion: str):
-    (tmp_path / "report.html").write_text(page(Record.open(finished.config.folder)))
-    context = chromium.new_context(reduced_motion=motion)
-    tab = context.new_page()
-    tab.goto(f"file://{tmp_path / 'report.html'}")
+def moves(tab: Any, longest_s: float) -> bool:
+    """Whether the page's first clip is ever seen otherwise."""
     clip = tab.locator("picture img").first
     clip.scroll_into_view_if_needed()
     assert clip.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])") == [16, 16]
-    seen, deadline = {clip.screenshot()}, time.monotonic() + (30.0 if motion == "no-preference" else 1.5)
+    seen, deadline = {clip.screenshot()}, time.monotonic() + longest_s
     while len(seen) == 1 and time.monotonic() < deadline:
         tab.wait_for_timeout(100)
         seen.add(clip.screenshot())
-    context.close()
-    assert (len(seen) > 1) == (motion == "no-preference")
+    return len(seen) > 1
+
+
+def test_clips_move_in_a_browser_unless_it_is_asked_for_less(chromium: Any, tmp_path: Path, report: str):
+    (tmp_path / "report.html").write_text(report)
+    with chromium.new_context(reduced_motion="no-preference") as context:
+        tab = context.new_page()
+        tab.goto(f"file://{tmp_path / 'report.html'}")
+        assert moves(tab, 30.0)
+        tab.emulate_media(reduced_motion="reduce")
+        tab.reload()
+        assert not moves(tab, 1.5)

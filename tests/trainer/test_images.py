@@ -91,6 +91,7 @@ def test_a_subset_keeps_rows_together(tmp_path: Path):
     assert torch.equal(chosen.images, data.images[[0, 2]])
     assert chosen[1][1:] == (0, True)
     assert len(SyntheticImages.none(2)) == 0
+    assert data.subset(torch.ones(3, dtype=torch.bool)) is data  # no second copy of all the pixels
 
 
 # ---------------------------------------------------------------- clips

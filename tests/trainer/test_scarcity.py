@@ -6,21 +6,25 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from protocol import codec
 from protocol.dataset import Dataset
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, DatasetError
 from protocol.messages import ClassShortage, class_source
 from tests.trainer.clip_folders import write_clips
 from tests.trainer.test_pool import make_batch
+from trainer.data.images import RealImages
+from trainer.data.splits import open_splits
 from trainer.feed import _stranger
 from trainer.selection.scarcity import scarce, share
 from trainer.settings import TrainerConfig
-from trainer.shortages import before_training
+from trainer.shortages import before_training, shortages
 from trainer.source import OfflinePool, RealSamples, Wanted, question
+from trainer.tasks.video import Video, VideoConfig
 
 # ---------------------------------------------------------------- the rule
 
@@ -79,6 +83,42 @@ def test_a_pool_is_asked_for_rare_classes(tmp_path: Path, dataset: Dataset):
     assert named == [ClassShortage(label=1, class_name="left", images=7)]
     assert before_training(config(tmp_path, {"enabled": False}, mode="offline"), dataset) == []
     assert before_training(config(tmp_path, {"part": 0.01}, mode="offline"), dataset) == []
+
+
+class Run:
+    """As much of one as `shortages` looks at, whose model takes every clip for `says`."""
+
+    def __init__(self, config: TrainerConfig, dataset: Dataset, says: int):
+        self.config, self.says, self.task = config, says, Video(VideoConfig(**config.model), dataset.classes)
+        self.splits = open_splits(config, dataset, self.task)
+        self.real = self.splits.real
+
+    def predict(self, data: RealImages) -> torch.Tensor:
+        assert data is not self.real, "what is trained on is soon known by heart"
+        return torch.eye(len(self.task.classes))[[self.says] * len(data)]
+
+    def scarce(self) -> list[str]:
+        return [short.class_name for short in shortages(self)]
+
+
+SMALL = {"task": "video", "model": {"model": "small_cnn", "image_size": 16, "frames": 2}, "test_split": ""}
+
+
+def test_recall_is_that_on_samples_that_are_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_clips(tmp_path, {"left": 6, "right": 4, "down": 2})
+    dataset = Dataset.open(config(tmp_path).dataset)
+    assert Run(config(tmp_path, {"part": 0.4}, **SMALL), dataset, 0).scarce() == ["down", "right"]  # rarity alone
+    held_out = config(tmp_path, {"part": 0.4}, thresholds={"auto": True, "held_out": 0.5}, **SMALL)
+    assert Run(held_out, dataset, 0).scarce() == ["right"] and Run(held_out, dataset, 2).scarce() == ["down"]
+    by_split = config(tmp_path, {"part": 0.4, "split": "val"}, **SMALL)
+    with pytest.raises(DatasetError, match=r'no split \'val\'.*\(trainer\.feedback\.scarcity\.split = "val"\)'):
+        Run(by_split, dataset, 0)
+    write_clips(tmp_path, {"left": 1, "right": 1, "down": 1}, split="val")
+    assert Run(by_split, dataset, 0).scarce() == ["right"] and Run(by_split, dataset, 2).scarce() == ["down"]
+    named = config(tmp_path, {"classes": ["left"], "split": "val"}, **SMALL)
+    assert Run(named, dataset, 1).scarce() == ["left"] and not caplog.records
+    Run(config(tmp_path, {"split": "val"}, **SMALL | {"test_split": "val"}), dataset, 0)
+    assert "is not of unseen samples" in caplog.text  # never silently
 
 
 def test_a_class_that_there_is_not_is_named(tmp_path: Path, dataset: Dataset):

@@ -156,7 +156,9 @@ class SyntheticImages(TorchDataset):
         return cls([], read([], size))
 
     def subset(self, keep: Tensor) -> SyntheticImages:
-        """Only the rows where `keep` (bool [N]) is true."""
+        """Only the rows where `keep` (bool [N]) is true; itself where that is all: the pixels of clips are many."""
+        if keep.all():
+            return self
         candidates = [candidate for candidate, kept in zip(self.candidates, keep.tolist(), strict=True) if kept]
         return SyntheticImages(candidates, self.images[keep])
 

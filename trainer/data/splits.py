@@ -1,7 +1,11 @@
-"""The images of one run: to train on, to learn thresholds from, and to test on. Knows nothing of the loop."""
+"""The images of one run: to train on, to learn thresholds from, to tell scarce classes by, and to test on.
+
+Knows nothing of the loop.
+"""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +15,12 @@ from protocol.dataset import Dataset
 from protocol.errors import ConfigError
 from trainer.data.batches import derive
 from trainer.data.images import KINDS, Images, RealImages
+from trainer.data.test_split import open_split
 from trainer.selection import ranking
 from trainer.settings import TrainerConfig
 from trainer.tasks.interface import Task
+
+log = logging.getLogger("trainer")
 
 
 @dataclass
@@ -21,6 +28,7 @@ class Splits:
     dataset: Dataset  # the real samples that feedback is about
     real: Images | None  # to train on; None: a pool of synthetic samples will stand in for them
     held_out: RealImages | None  # real samples that thresholds are learnt from; None: they are fixed
+    recalled: RealImages | None  # that tell how well scarce classes are recognised; None: nothing does
     test: Any | None  # what the task measures the model on; None: nothing is held out
 
 
@@ -43,7 +51,25 @@ def open_splits(config: TrainerConfig, dataset: Dataset, task: Task) -> Splits:
         held_out = RealImages(dataset.subset((~rows).nonzero().flatten().tolist()), size, config.cache_gib)
         dataset = dataset.subset(rows.nonzero().flatten().tolist())
     real = None if config.mode == "synthetic" else RealImages(dataset, size, config.cache_gib)
-    return Splits(dataset, real, held_out, task.open_test(config, dataset))
+    recalled = _recalled(config, dataset, task, held_out)
+    return Splits(dataset, real, held_out, recalled, task.open_test(config, dataset))
+
+
+def _recalled(config: TrainerConfig, dataset: Dataset, task: Task, held_out: RealImages | None) -> RealImages | None:
+    """Real samples that are not trained on, and that scarcity is told by."""
+    rule = config.feedback.scarcity
+    if not rule.enabled or rule.classes is not None:
+        return None
+    if rule.split is None:
+        return held_out
+    if rule.split == config.test_split:
+        log.warning(
+            "the recall of the split %r decides which classes are scarce, so that what is trained on depends on it: "
+            "what is measured on it at the end is not of unseen samples",
+            rule.split,
+        )
+    said = f'trainer.feedback.scarcity.split = "{rule.split}"'
+    return open_split(config, dataset, task.frame, rule.split, said)
 
 
 def _not_held_out(config: TrainerConfig, dataset: Dataset) -> torch.Tensor:

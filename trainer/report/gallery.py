@@ -86,7 +86,7 @@ def scarce_classes(album: Album) -> str:
     answered = [(feedback, found) for feedback, found in asked if found]
     if not answered:
         return "<p>Nothing came for the classes that were asked for.</p>"
-    told = "<p>These classes were asked for as such: they are recognised badly, and rare.</p>"
+    told = "<p>These classes were asked for as such, because they are scarce.</p>"
     return told + _key(album) + "".join(_short(album, *one) for one in (*answered[:1], *answered[1:][-1:]))
 
 

@@ -14,11 +14,13 @@ Knows nothing of where clips come from. Shapes: B images, L layers, C channels o
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from pydantic import BaseModel
@@ -100,11 +102,13 @@ def diversity(network: PerceptualNetwork, clips: ClipSet, frames: int, pairs: in
 
 def drawn(rows: Sequence[int], most: int, seed: int) -> list[tuple[int, int]]:
     """Pairs of different rows, each pair once: all, or so many at random."""
-    every = list(itertools.combinations(rows, 2))
-    if len(every) <= most:
-        return every
-    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:most]
-    return [every[index] for index in chosen.sort().values.tolist()]
+    total = math.comb(len(rows), 2)
+    if total <= most:
+        return list(itertools.combinations(rows, 2))
+    # by number: the list of all would fill memory where clips are many
+    chosen = sorted(np.random.default_rng(seed).choice(total, most, replace=False).tolist())
+    later = [(1 + math.isqrt(8 * number + 1)) // 2 for number in chosen]  # pairs (0, 1), (0, 2), (1, 2), (0, 3), ...
+    return [(rows[number - math.comb(at, 2)], rows[at]) for number, at in zip(chosen, later, strict=True)]
 
 
 def _of_pairs(

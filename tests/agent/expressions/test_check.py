@@ -43,6 +43,8 @@ WRITTEN = [  # answers to "surprise" with RETRIEVED, and what is to become of th
     (UNAIDED.replace("fear", "surprise"), "hallucinated"),
     (GOOD.replace("surprise", "fear"), "emotion"),
     (GOOD.replace("surprise", "surprise and fear"), "emotion"),
+    (GOOD.replace("surprise", "slight surprise"), None),
+    (GOOD.replace("surprise", "slight fear"), "emotion"),
     ("Identity: man; Expression: surprise; the eyes widen (AU05)", "few"),
     ("Identity: man; Expression: surprise; the eyes widen and the jaw drops", "few"),
     ("Identity: man; Expression: surprise; the jaw drops (AU05), the inner brows rise (AU01)", "misplaced"),
@@ -104,9 +106,9 @@ def test_the_rate_of_refusals_on_what_is_written_here():
         found.reason if isinstance(found := check(text, "surprise", RETRIEVED), Refused) else "good"
         for text, _ in WRITTEN
     )
-    assert found == {"good": 12, "format": 10, "hallucinated": 4, "emotion": 2, "few": 2, "misplaced": 2}
+    assert found == {"good": 13, "format": 10, "hallucinated": 4, "emotion": 3, "few": 2, "misplaced": 2}
     formed = [answer for text, _ in WRITTEN if (answer := parse(text))]
-    assert sum(bool(hallucinated(answer, RETRIEVED)) for answer in formed) / len(formed) == pytest.approx(4 / 22)
+    assert sum(bool(hallucinated(answer, RETRIEVED)) for answer in formed) / len(formed) == pytest.approx(4 / 24)
 
 
 @given(st.text() | st.text(alphabet="AU0123()[];:,\n Identity Expression surprise"))

@@ -35,6 +35,18 @@ def test_templated_prompts_say_less_and_less():
     assert forms[4].startswith("a person with an expression of ") and len(forms) == 5
 
 
+@pytest.mark.parametrize(
+    ("caption", "who"),
+    [
+        ("A man, short black hair.", "a man with short black hair"),
+        ("male appearance, holding a phone", "a man holding a phone"),
+        ("Looking at the camera", "a person looking at the camera"),
+    ],
+)
+def test_a_caption_of_cues_becomes_a_person(caption: str, who: str):
+    assert who[2:] in next(prompt.templated("fear", TOLD, caption, draw()))
+
+
 def test_every_wording_is_a_sentence_with_all_three_parts():
     for wording in prompt._WORDINGS:
         text = prompt._worded(wording, "an expression of mild fear", "a man", "the eyes widen.")
@@ -51,6 +63,10 @@ def test_every_wording_is_a_sentence_with_all_three_parts():
         ("fair-skinned woman, light brown hair", "a fair-skinned woman with light brown hair"),
         ("an elderly man; AU04", "an elderly man"),
         ("bald head, asian facial features", "a person with bald head, asian facial features"),
+        ("a young woman with long hair", "a young woman with long hair"),
+        ("boy in a red shirt, smiling eyes", "a boy in a red shirt, smiling eyes"),
+        ("adult male with a beard", "an adult male with a beard"),
+        ("The actress, on a balcony", "the actress, on a balcony"),
         ("person", "a person"),
         ("(AU01)", "a person"),
     ],

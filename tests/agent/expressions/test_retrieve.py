@@ -55,7 +55,7 @@ def test_what_is_retrieved(emotion: str, k: int, seed: int, intensity: tuple[flo
 def test_modifiers_go_from_faintly_to_sharply():
     draw = np.random.default_rng(0)
     spoken = [{modifier(r, draw) for _ in range(50)} for r in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
-    assert spoken[0] == spoken[1] == {"faintly", "barely"} and spoken[5] == spoken[6] == {"sharply", "intensely"}
+    assert spoken[0] == spoken[1] == {"faintly", "minimally"} and spoken[5] == spoken[6] == {"sharply", "intensely"}
     assert "slightly" in spoken[2] and "moderately" in spoken[3] and "markedly" in spoken[4]
     assert all(a.isdisjoint(b) for a, b in itertools.combinations(spoken[1:6], 2))
     assert [level(each.most) for each in LEVELS] == list(LEVELS)

@@ -111,6 +111,13 @@ class TestAgainstThePaperWrittenOut:
         assert (plain.calls, plain.encodes) == (8, 6)
         assert calls.sizes == [6] * 4 and encodes.sizes == [3]
 
+    def test_rows_that_begin_alike_are_encoded_once(self, backend, base, monkeypatch):
+        rows = [replace(ROWS[0], image=picture(seed), seed=at) for at, seed in enumerate((1, 2, 1, 1))]
+        apart = torch.cat([backend.state(base, [row])[0] for row in rows])
+        encodes = Counted(monkeypatch, backend.checkpoint(base).vae, "encode")
+        torch.testing.assert_close(backend.state(base, rows)[0], apart, **NEAR)
+        assert encodes.sizes == [2]
+
 
 class TestRowsAndTheirMates:
     @pytest.mark.parametrize("scheduler", SAMPLERS)
@@ -319,6 +326,14 @@ class TestPolicy:
         (weights.folder / "policy.safetensors").write_bytes(b"{}")
         with pytest.raises(WeightsCorrupt, match=r"policy\.safetensors"):
             backend.load(replace(weights, ref=WeightsRef(name="p", version=2, digest="q")))
+
+    def test_one_of_another_checkpoint(self, backend, weights, tmp_path):
+        (tmp_path / "wide").mkdir()
+        sizes = Sizes(actions=ActionSpace(), method="reinforce", channels=4, text_width=tiny_sd.WIDTH + 8)
+        write_policy(tmp_path / "wide", SamplingPolicy(sizes))
+        with pytest.raises(WeightsCorrupt, match=f"width {tiny_sd.WIDTH + 8}.*learn it again"):
+            ref = WeightsRef(name="wide", version=1, digest="w")
+            backend.load(replace(weights, ref=ref, folder=tmp_path / "wide"))
 
     def test_the_least_recently_used_leaves_memory(self, folder, base, weights):
         backend = open_backend(folder, max_resident=1)

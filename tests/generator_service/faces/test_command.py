@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import tomli_w
 from PIL import Image
 
 from agent import cli
+from agent.expressions.settings import ExpressionsConfig
+from generator_service.expressions import Expressions
 from generator_service.faces import __main__ as command
 from generator_service.faces.identities import Identities
 from generator_service.faces.interface import FacesConfig
@@ -112,6 +115,16 @@ def test_the_frame_chosen_is_the_calmest_by_the_truth(tmp_path: Path, place: Pat
         clip = truth[dataset.by_id(one.sample_id).relative]
         assert clip.flaw is None and one.subject == clip.who.name
         assert clip.units[one.frame].mean() == clip.units.mean(1).min() == pytest.approx(one.intensity, abs=1e-6)
+
+
+def test_what_openface_wrote_of_the_dataset_reads_no_other_clips(tmp_path: Path, place: Path, world: list[Clip]):
+    options = {"reader": "openface", "min_side": 32, "min_contrast": 8, "folder": tmp_path / "faces"}
+    faces = FacesConfig.model_validate(options | {"openface": {"folder": place / "openface"}})
+    dataset = Dataset.open(DatasetConfig(root=place / "data", split="train", layout="clips"))
+    reads_all = SimpleNamespace(prompt_length=lambda text: None)
+    found = Expressions.open(ExpressionsConfig(), faces, dataset, reads_all)
+    assert found.identities and not found.reads_pixels
+    assert Expressions.open(ExpressionsConfig(), None, dataset, reads_all).reads_pixels
 
 
 def test_from_pixels_too_calm_frames_are_chosen(tmp_path: Path, trained: Path):

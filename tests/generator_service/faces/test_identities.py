@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generator_service.faces import examination
+from generator_service import json_lines
 from generator_service.faces.identities import Identities
 from generator_service.faces.interface import FacesConfig
 from protocol.dataset import Dataset, DatasetConfig
@@ -161,7 +161,7 @@ def test_a_full_disk_is_told(dataset: Dataset, tmp_path: Path, monkeypatch: pyte
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(examination.os, "fsync", full)
+    monkeypatch.setattr(json_lines.os, "fsync", full)
     with pytest.raises(DiskFull, match="clips-"):
         Identities.open(dataset, CONFIG, tmp_path / "faces", reader=RedReader())
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from agent.expressions.compose import Asked, Composed
+from generator_service.rl import clip_pairs
 from generator_service.rl.clip_pairs import Pair, Source
 from protocol import clips
-from protocol.errors import InvalidRequest, NoFace, UnknownClass
+from protocol.errors import InvalidRequest, LanguageUnavailable, NoFace, UnknownClass
 from tests.generator_service import tiny_t2v
 from tests.generator_service.rl.clip_place import drawn, policy_job, source
 
@@ -138,6 +139,26 @@ def test_what_was_composed_once_is_not_composed_again(given, tmp_path):
     assert composer.calls == len(train)
 
 
+def test_composing_that_was_killed_goes_on_where_it_was(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(clip_pairs, "CHUNK", 3)
+    train, _ = given.split(policy_job())
+    whole = ended(given.worded(train, policy_job(), tmp_path / "a"))
+    compose, asked = Source._composed, []
+
+    def counted(self, pairs, job):
+        if len(asked) == 6:
+            raise LanguageUnavailable("gone")
+        asked.extend(pairs)
+        return compose(self, pairs, job)
+
+    monkeypatch.setattr(Source, "_composed", counted)
+    with pytest.raises(LanguageUnavailable):
+        ended(given.worded(train, policy_job(), tmp_path / "b"))
+    asked.append(None)
+    assert ended(given.worded(train, policy_job(), tmp_path / "b")) == whole
+    assert [pair for pair in asked if pair] == train
+
+
 def test_the_first_frame_is_the_identity_s(given, dataset):
     pair = given.split(policy_job())[0][0]
     entry = next(entry for entry in dataset.samples if entry.id == pair.identity.sample_id)
@@ -157,6 +178,10 @@ def test_what_is_missing_is_named(given, dataset, backend, tmp_path):
     with pytest.raises(InvalidRequest, match=r"\[generator.faces\]"):
         replace(given, faces=None).check(policy_job())
     replace(given, faces=None).check(policy_job(method="random"))
+    stored = replace(given, expressions=replace(given.expressions, reads_pixels=False))
+    with pytest.raises(InvalidRequest, match=r"generator\.faces\.openface\.binary"):
+        stored.check(policy_job())
+    stored.check(policy_job(method="random"))
     alone = drawn(tmp_path / "alone", {"neutral": 3, "fear": 1}, subjects=1)
     with pytest.raises(NoFace, match="clips of 1 people"):
         source(alone, backend).check(policy_job())

@@ -11,7 +11,9 @@ import torch
 
 from generator_service.backends.interface import Row, Sampling, WeightSet
 from generator_service.registry import CLIP_REWARDS, FACE_READERS
+from generator_service.rl import policy_job as policy_job_module
 from generator_service.rl.clip_judge import ClipJudge
+from generator_service.rl.clip_pairs import Source
 from generator_service.rl.reward_terms import reward_functions
 from generator_service.rl.sampling_policy import actions, read_policy
 from protocol.errors import GenerationFailed, InvalidRequest
@@ -95,15 +97,14 @@ def test_what_it_tells(backend, given, tmp_path):
     assert sum(one["chosen"] for one in measured["actions"]) == 2
 
 
-def test_a_reward_is_that_of_the_clip_that_the_action_makes(backend, given):
+def test_a_reward_is_that_of_the_clip_that_the_action_makes(backend, given, tmp_path):
     """Against a clip that is made apart, with the same seed, and what the reader says of it."""
     terms = {"face": {"weight": 2.0}, "steps": {"weight": 0.5}, "amplitude": {"weight": 1.0}}
     job = policy_job(rewards=terms, generate_batch=1)
     pairs, space = given.split(job)[0], actions(job.actions)
     base = tiny_t2v.full(backend)
-    judge = ClipJudge(
-        backend, base, given, ShadesReader(Config()), reward_functions(job, CLIP_REWARDS), job, pairs, space
-    )
+    rewards, reader = reward_functions(job, CLIP_REWARDS), ShadesReader(Config())
+    judge = ClipJudge(backend, base, given, reader, rewards, job, pairs, space, tmp_path, "x")
     found = end_of(judge.worth([(1, 0), (4, 3), (1, 0)], draw=7))
     assert found.keys() == {(1, 0), (4, 3)} and judge.made == 2
     action = space[3]
@@ -171,6 +172,39 @@ def test_interrupted_and_resumed_it_ends_with_equal_bits(backend, folder, given,
     assert resumed.metadata | {"seconds": 0} == straight.metadata | {"seconds": 0}
 
 
+def test_killed_before_its_first_checkpoint_it_makes_no_clip_twice(backend, given, tmp_path):
+    job, made, generate = policy_job(generate_batch=2, checkpoint_every=3), [], backend.generate
+
+    def spy(weights, rows, *rest):
+        made.extend((row.prompt, row.seed, row.steps, row.guidance.a) for row in rows)
+        return generate(weights, rows, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "generate", spy)
+        straight = Run(backend, given, tmp_path / "a", job).to_end()
+        wanted = sorted(made)
+        made.clear()
+        killed = Run(backend, given, tmp_path / "b", job)
+        for _, _ in zip(range(3), killed, strict=False):
+            pass  # among the clips of the pairs that it is measured on
+        assert not killed.progress and len(made) >= 2
+        (path,) = killed.unfinished.glob("rewards-*.jsonl")
+        path.write_bytes(path.read_bytes() + b"\n[0, 1, [0.2")  # cut off
+        Run(backend, given, tmp_path / "b", job).to_step(2)
+        resumed = Run(backend, given, tmp_path / "b", job).to_end()
+    assert sorted(made) == wanted
+    assert resumed.files == straight.files and resumed.metadata["clips"] == straight.metadata["clips"]
+
+
+def test_clips_are_told_of_before_the_first_update(backend, given, tmp_path):
+    """The first update may be an hour away."""
+    run = Run(backend, given, tmp_path, policy_job(generate_batch=2))
+    told = [progress.data for progress in run if progress.data]  # nothing while texts are composed
+    assert told[0] == {"clips": 2} and "reward" not in told[0]
+    counts = [data["clips"] for data in told]
+    assert counts == sorted(counts)
+
+
 def test_a_checkpoint_of_another_base_is_not_gone_on_with(backend, given, tmp_path, caplog):
     job = policy_job(checkpoint_every=1)
     Run(backend, given, tmp_path, job).to_step(2)
@@ -197,12 +231,32 @@ def test_where_light_frames_pay_it_learns_the_action_that_makes_them(backend, gi
     assert measured["random"]["mean"] == pytest.approx(5 * 110 / 255) and measured["agrees"] == 1.0
     assert np.mean(run.told("reward")[-5:]) > np.mean(run.told("reward")[:5]) + 1
     assert run.told("entropy")[-1] < run.told("entropy")[0] / 2
+    assert not any("findings" in progress.data for progress in run.progress)  # settled, on what is best everywhere
+
+
+def test_settling_on_a_worse_action_is_told(backend, given, tmp_path, monkeypatch):
+    """A learner that always teaches the first action, whatever the rewards."""
+    shades = {(1, 2.0): 60, (1, 3.0): 120, (2, 2.0): 240, (2, 3.0): 20}
+
+    def generate(weights, rows, sampling, on_step=None):
+        return np.stack([np.full((2, 32, 32, 3), shades[row.steps, row.guidance.a], dtype=np.uint8) for row in rows])
+
+    def first(rewards, top, penalty):
+        return np.where(rewards == 5 * 60 / 255, 8.0, -8.0)
+
+    monkeypatch.setattr(backend, "generate", generate)
+    monkeypatch.setattr(policy_job_module, "relative", first)
+    job = policy_job(rewards={"face": {"weight": 5.0}}, steps=15, batch_size=8, learning_rate=3e-2, validate_every=5)
+    findings = [progress.data.get("findings") for progress in Run(backend, given, tmp_path, job).to_end().progress]
+    assert findings[0] is None  # indifferent, and nothing measured
+    assert "baseline" in findings[-1][0]["message"] and findings[-1][0]["kind"] == "settled"
 
 
 # ---------------------------------------------------------------- the arm that draws
 
 
-def test_a_random_policy_learns_nothing_and_makes_no_clip(backend, given, tmp_path):
+def test_a_random_policy_learns_nothing_and_makes_no_clip(backend, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(Source, "_composed", None)  # nor a text, which a model takes long for
     run = Run(backend, replace(given, faces=None), tmp_path, policy_job(method="random", seed=5)).to_end()
     assert run.files.keys() == {"policy.json"} and run.progress == [] and run.metadata["method"] == "random"
     latents, text = torch.randn(40, 4, 4, 4), torch.randn(40, 7, 16)

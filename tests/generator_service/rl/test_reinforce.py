@@ -149,7 +149,7 @@ def test_where_the_best_action_depends_on_the_state_it_learns_more_than_any_fixe
     learner, rng = Learner(made, 3e-3), torch.Generator().manual_seed(0)
     latents, text, rewards = environment(256, seed=1)
     curve = []
-    for _ in range(300):
+    for _ in range(150):
         rows = torch.randint(0, 256, (16,), generator=rng)
         chosen = made.sample(latents[rows], text[rows], 4, rng)
         got = np.take_along_axis(rewards[rows.numpy()], chosen.numpy(), axis=1)

@@ -1,8 +1,9 @@
 """Trains a small text-to-video model of the real classes on drawn clips, and saves it for diffusers.
 
 It sees a general world: people whom no dataset of a study shows, and all emotions alike, as a model of the hub has seen
-the web. The autoencoder is trained first, the text encoder together with the UNet. Every stage is kept in a folder, so
-that a second run only reads. Knows nothing of policies, rewards or recognition.
+the web. As of those, autoencoder and text encoder are trained before, and frozen: a text encoder that learns with the
+UNet from nothing comes to say the same of every text. Every stage is kept in a folder, so that a second run only reads.
+Knows nothing of policies, rewards or recognition.
 
     B clips, W window in frames
 """
@@ -17,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet3DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AddedToken, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from protocol.clips import spread
@@ -29,6 +31,7 @@ SIDE, WINDOW, FRAMES = 32, 8, 8  # pixels; frames that the UNet sees together; f
 CHANNELS = 16  # of the latents, which have a quarter of the pixels a side: eyes and brows are three pixels high
 WIDTH, TOKENS = 64, 64  # of the text embedding; positions of a prompt
 CLIPS, PEOPLE, SEED = 300, 700, 90210  # of each emotion; in all; of the general world
+CONTRASTED = 96  # clips of a batch of the text encoder's
 BATCH, NO_PROMPT = 8, 0.1  # clips; part of them trained without a prompt, for guidance
 
 
@@ -57,13 +60,14 @@ def build(folder: Path, effort: float = 1.0) -> Path:
     """The checkpoint, trained; what `folder` holds already is taken from there.
 
     Args:
-        effort: of the number of training steps; 1: half an hour on one core.
+        effort: of the number of training steps; 1: an hour on one core.
     """
     world = World(folder.with_name("general.npz"))
     stages: list[tuple[str, Callable[[], None]]] = [
         ("tokenizer", lambda: _tokenizer().save_pretrained(folder / "tokenizer")),
         ("vae", lambda: _train_autoencoder(folder, world, int(6000 * effort))),
-        ("unet", lambda: _train_unet(folder, world, int(2400 * effort))),
+        ("text_encoder", lambda: _train_text_encoder(folder, world, int(1500 * effort))),
+        ("unet", lambda: _train_unet(folder, world, int(5400 * effort))),
     ]
     for number, (name, make) in enumerate(stages):
         if not (folder / name).is_dir():
@@ -163,28 +167,55 @@ def _latents(folder: Path, world: World) -> Tensor:
     return torch.cat([latents[:, :, :1].expand(-1, -1, WINDOW - 1, -1, -1), latents], 2)
 
 
+def _train_text_encoder(folder: Path, world: World, steps: int) -> None:
+    """CLIP's loss, of captions against clips: how these end, and what has changed till then."""
+    latents, tokens = _latents(folder, world), CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    ids = [_ids(tokens, captions) for captions in world.captions]
+    seen = torch.cat([latents[:, :, -1], latents[:, :, -1] - latents[:, :, 0]], 1).flatten(1)
+    tower = nn.Sequential(nn.Linear(seen.shape[1], 256), nn.GELU(), nn.Linear(256, WIDTH))
+    text, scale, rng = _text_encoder(tokens), nn.Parameter(torch.tensor(2.5)), np.random.default_rng(0)
+
+    def loss() -> Tensor:
+        rows = rng.integers(len(seen), size=CONTRASTED)
+        told = torch.stack([ids[row][rng.integers(len(ids[row]))] for row in rows])
+        shown = tower(seen[rows] + 0.3 * torch.randn(CONTRASTED, seen.shape[1]))
+        read = F.normalize(text(told).pooler_output, dim=1)
+        logits = scale.exp() * F.normalize(shown, dim=1) @ read.T
+        return (
+            F.cross_entropy(logits, torch.arange(CONTRASTED)) + F.cross_entropy(logits.T, torch.arange(CONTRASTED))
+        ) / 2
+
+    train([*text.parameters(), *tower.parameters(), scale], loss, steps, 2e-3, "text encoder", bfloat16=False)
+    text.save_pretrained(folder / "text_encoder")
+
+
+def _ids(tokens: CLIPTokenizer, texts: list[str]) -> Tensor:
+    return tokens(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+
+
 def _train_unet(folder: Path, world: World, steps: int) -> None:
     latents, tokens = _latents(folder, world), CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    unet, text, rng = _unet(), _text_encoder(tokens), np.random.default_rng(0)
-    schedule, noise_rng = DDPMScheduler.from_config(_schedule().config), torch.Generator().manual_seed(0)
-    averages = [_average(model) for model in (unet, text)]
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder").eval().requires_grad_(False)
+    unet, rng = _unet(), np.random.default_rng(0)
+    schedule, noise_rng, average = (
+        DDPMScheduler.from_config(_schedule().config),
+        torch.Generator().manual_seed(0),
+        _average(unet),
+    )
 
     def loss() -> Tensor:
         rows, starts = rng.integers(len(latents), size=BATCH), rng.integers(1, FRAMES, size=BATCH)
         clean = torch.stack([latents[row, :, at : at + WINDOW] for row, at in zip(rows, starts, strict=True)])
         told = ["" if rng.random() < NO_PROMPT else str(rng.choice(world.captions[row])) for row in rows]
-        ids = tokens(told, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
         times = torch.randint(schedule.config.num_train_timesteps, (BATCH,), generator=noise_rng)
         noise = torch.randn(clean.shape, generator=noise_rng)
-        for average, model in zip(averages, (unet, text), strict=True):
-            average.update_parameters(model)
+        average.update_parameters(unet)
         noisy = schedule.add_noise(clean, noise, times)
-        error = (unet(noisy, times, text(ids).last_hidden_state).sample.float() - noise).square()
+        error = (unet(noisy, times, text(_ids(tokens, told)).last_hidden_state).sample.float() - noise).square()
         return (error.mean() + error[:, :, -1].mean()) / 2  # the last frame is the one that TI2V takes
 
-    train([*unet.parameters(), *text.parameters()], loss, steps, 2e-3, "unet", bfloat16=False)
-    averages[1].module.save_pretrained(folder / "text_encoder")
-    averages[0].module.save_pretrained(folder / "unet")
+    train(list(unet.parameters()), loss, steps, 2e-3, "unet", bfloat16=False)
+    average.module.save_pretrained(folder / "unet")
 
 
 def _average(model: torch.nn.Module) -> torch.optim.swa_utils.AveragedModel:

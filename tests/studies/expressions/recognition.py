@@ -72,4 +72,4 @@ def _distances(root: Path, out: Path, run: Path, seed: int) -> dict[str, float]:
 
 def _people() -> int:
     """Of a training split of the world, see `world.clips`."""
-    return sum(scene.LONG_TAIL.values()) // 4
+    return sum(scene.COUNTS.values()) // 4

@@ -11,6 +11,7 @@ from tests.expressions.world import LONG_TAIL, SCARCE, write_dataset
 from tests.studies.expressions.film import FRAMES, SIDE, WINDOW
 
 NEUTRAL = "neutral"
+COUNTS = {name: 5 * count // 2 for name, count in LONG_TAIL.items()}  # clips of each class that are learnt
 TEST = 20  # clips of each class, of people whom nobody learns
 FLAWED = 6  # neutral clips that gates are to leave out
 
@@ -64,7 +65,7 @@ seed = {seed}
 runs_dir = "{out}/runs"
 iterations = 5
 warmup_iterations = 1
-epochs = 6
+epochs = 12
 batch_size = 16
 threads = 1
 
@@ -125,7 +126,7 @@ def of_policy(root: Path, out: Path, people: int) -> Path:
 def of_recognition(root: Path, out: Path, seed: int) -> Path:
     """Settings of service and trainer: a long tail to learn, and other people, all emotions alike, to be tested on."""
     if not (out / "data").is_dir():
-        write_dataset(out / "data", seed=1000 + seed, size=SIDE, counts=LONG_TAIL, flawed=FLAWED)
+        write_dataset(out / "data", seed=1000 + seed, size=SIDE, counts=COUNTS, flawed=FLAWED)
         write_dataset(out / "data", seed=1000 + seed, size=SIDE, counts=dict.fromkeys(LONG_TAIL, TEST), split="test")
     return _written(SERVICE + TRAINER, root, out, seed)
 

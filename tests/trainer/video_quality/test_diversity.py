@@ -78,6 +78,9 @@ def test_pairs_are_drawn_once_each_and_by_the_seed():
     some = drawn(rows, 6, 0)
     assert len(set(some)) == 6 and set(some) < set(itertools.combinations(rows, 2))
     assert drawn(rows, 6, 0) == some != drawn(rows, 6, 1)
+    assert set(itertools.chain(*(drawn(rows, 9, seed) for seed in range(60)))) == set(itertools.combinations(rows, 2))
+    many = drawn(range(100_000), 500, 0)  # of five thousand million
+    assert len(set(many)) == 500 and all(first < second for first, second in many) and max(many)[0] > 50_000
 
 
 def pictures(seed: int, size: int) -> Tensor:
