@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from agent.arguments import checked
+from agent.arguments import learning_job
 from agent.recipes import settings_arguments
-from agent.settings import AgentConfig
-from protocol import config
-from protocol.errors import InvalidRequest
 from protocol.tuning import TuneJob
 
 TABLE = "agent.tune"
@@ -35,25 +32,5 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def job(options: argparse.Namespace) -> TuneJob | None:
-    """From the arguments, with `--set rollout.identities=8` and the like; or from the settings, None when those have
-    none.
-
-    Raises InvalidRequest, and ConfigError as `config.load`.
-    """
-    names = ("name", "base", "steps", "seed", "publish_every", "features")
-    given = {name: getattr(options, name) for name in names} | {
-        name: getattr(options, name) or None for name in ("again", "activate")
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if options.config is not None:
-        if given:
-            field = next(iter(given))
-            raise InvalidRequest(f"with --config, write --set {TABLE}.{field}=... instead", param=field)
-        settings = config.load(options.config, options.set)
-        config.check_tables(settings, config.TABLES)
-        return config.section(settings, "agent", AgentConfig).tune
-    if options.name is None:
-        raise InvalidRequest(f"say the NAME of the weights that result, or --config FILE with a table [{TABLE}]")
-    # an override wants a table: a plain field of the job is one as well
-    set_here = config.load(None, [f"tune.{override}" for override in options.set]).get("tune", {})
-    return checked(TuneJob, **{**set_here, **given})
+    """See `learning_job`."""
+    return learning_job(options, TuneJob, "tune", ("name", "base", "steps", "seed", "publish_every", "features"))
