@@ -79,7 +79,8 @@ def plan(
     """
     check_amount(feedback, config)
     _check(feedback, config, classes, known)
-    rows = list(within_budget(_rows(feedback, config), config.max_per_class))
+    every = (_row(feedback, config, *each) for each in asked(feedback, config))
+    rows = list(within_budget(every, config.max_per_class))
     sources = {sample.sample_id for sample in feedback.samples}
     groups = [
         (config.strength if config.init else 1.0, [row for row in rows if row.source_id in sources]),
@@ -91,38 +92,31 @@ def plan(
         for start in range(0, len(group), config.unit_size)
     ]
     perturbed, fingerprint = reads_prompts and config.perturb != "none", feedback.fingerprint()
+    how = {
+        "steps": config.steps,
+        "scheduler": config.scheduler,
+        "lora_scale": config.lora_scale,
+        "versions": (feedback.images_per_sample or config.images_per_sample) if perturbed else None,
+    }
     return [
-        _unit(feedback, config, weights, (number, len(chunks), fingerprint), strength, chunk, perturbed)
+        unit(feedback, weights, (number, len(chunks), fingerprint), chunk, strength=strength, **how)
         for number, (strength, chunk) in enumerate(chunks)
     ]
 
 
-def _unit(
-    feedback: Feedback,
-    config: PlannerConfig,
-    weights: WeightsRef,
-    place: tuple[int, int, str],
-    strength: float,
-    rows: list[WorkRow],
-    perturbed: bool,
+def unit(
+    feedback: Feedback, weights: WeightsRef, place: tuple[int, int, str], rows: list[WorkRow], **how: object
 ) -> WorkUnit:
-    """`place`: the unit's number, how many there are, and the fingerprint of the feedback."""
+    """A work unit of a feedback.
+
+    Args:
+        place: its number, how many units there are, and the fingerprint of the feedback.
+        how: its other fields, which say how the rows are made.
+    """
     number, units, fingerprint = place
-    return WorkUnit(
-        id=f"{feedback.run}.{feedback.feedback}.{number}.{fingerprint}",
-        run=feedback.run,
-        feedback=feedback.feedback,
-        unit=number,
-        units=units,
-        model_version=feedback.model_version,
-        weights=weights,
-        steps=config.steps,
-        scheduler=config.scheduler,
-        strength=strength,
-        lora_scale=config.lora_scale,
-        versions=(feedback.images_per_sample or config.images_per_sample) if perturbed else None,
-        rows=rows,
-    )
+    about = {"run": feedback.run, "feedback": feedback.feedback, "model_version": feedback.model_version}
+    name = f"{feedback.run}.{feedback.feedback}.{number}.{fingerprint}"
+    return WorkUnit(**about, id=name, unit=number, units=units, weights=weights, rows=rows, **how)
 
 
 def check_amount(feedback: Feedback, config: PlannerConfig) -> None:
@@ -163,16 +157,14 @@ def _check(feedback: Feedback, config: PlannerConfig, classes: Sequence[str], kn
             )
 
 
-def _rows(feedback: Feedback, config: PlannerConfig) -> Iterator[WorkRow]:
-    """All rows the feedback asks for, sources in the feedback's order."""
-    per_sample = feedback.images_per_sample or config.images_per_sample
+def asked(feedback: Feedback, config: PlannerConfig) -> Iterator[tuple[MarginalSample | ClassShortage, str, int]]:
+    """All that a feedback asks for, in its order: what for, the source of that name, and which one of the source."""
     for sample in feedback.samples:
-        init = sample.sample_id if config.init and sample.pixels is None else None
-        for index in range(per_sample):
-            yield _row(feedback, config, sample, sample.sample_id, index, init)
+        for index in range(feedback.images_per_sample or config.images_per_sample):
+            yield sample, sample.sample_id, index
     for shortage in feedback.classes:
         for index in range(shortage.images):
-            yield _row(feedback, config, shortage, class_source(shortage.class_name), index, None)
+            yield shortage, class_source(shortage.class_name), index
 
 
 def _row(
@@ -181,9 +173,9 @@ def _row(
     wanted: MarginalSample | ClassShortage,
     source: str,
     index: int,
-    init: str | None,
 ) -> WorkRow:
     caption = getattr(wanted, "caption", None)
+    from_sample = config.init and isinstance(wanted, MarginalSample) and wanted.pixels is None
     identity = sample_id(feedback.run, feedback.feedback, source, index)
     return WorkRow(
         sample_id=identity,
@@ -195,7 +187,7 @@ def _row(
         prompt=prompts.fill(config.prompt, config.captioned_prompt, wanted.class_name, caption),
         negative_prompt=config.negative_prompt,
         guidance_scale=config.guidance_scale,
-        init_id=init,
+        init_id=source if from_sample else None,
         caption=caption,
     )
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from agent.expressions.emotions import emotion_of
 from agent.expressions.knowledge import KnowledgeBase
-from agent.planner import check_amount, within_budget
+from agent.planner import asked, check_amount, unit, within_budget
 from agent.settings import AgentConfig
 from protocol import prompts
 from protocol.entries import WorkRow, WorkUnit
 from protocol.errors import InvalidRequest, NoFace
-from protocol.messages import ClassShortage, Feedback, MarginalSample, WeightsRef, class_source, sample_id, seed_of
+from protocol.messages import ClassShortage, Feedback, MarginalSample, WeightsRef, sample_id, seed_of
 
 
 class IdentityFrame(NamedTuple):
@@ -67,55 +67,32 @@ def plan_expressions(
                 "own dataset: mount the dataset there, and send no pixels",
                 param="pixels",
             )
-    rows = list(within_budget(_rows(feedback, config), config.max_per_class))
+    every = (_row(feedback, config, *each) for each in asked(feedback, config))
+    rows = list(within_budget(every, config.max_per_class))
     frames = _in_turn(_usable(feedback, config, identities, knowledge), feedback)
     rows = [row.model_copy(update=_first_frame(next(frames))) for row in rows]
-    size = config.expressions.clips_per_unit
+    size, fingerprint = config.expressions.clips_per_unit, feedback.fingerprint()
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    how = _how(config, has_policy)
     return [
-        _unit(feedback, config, weights, number, len(chunks), chunk, has_policy) for number, chunk in enumerate(chunks)
+        unit(feedback, weights, (number, len(chunks), fingerprint), chunk, **how) for number, chunk in enumerate(chunks)
     ]
 
 
-def _unit(
-    feedback: Feedback,
-    config: AgentConfig,
-    weights: WeightsRef,
-    number: int,
-    units: int,
-    rows: list[WorkRow],
-    has_policy: bool,
-) -> WorkUnit:
+def _how(config: AgentConfig, has_policy: bool) -> dict[str, object]:
+    """How the clips of a unit are made."""
     chosen = config.expressions
-    return WorkUnit(
-        id=f"{feedback.run}.{feedback.feedback}.{number}.{feedback.fingerprint()}",
-        run=feedback.run,
-        feedback=feedback.feedback,
-        unit=number,
-        units=units,
-        model_version=feedback.model_version,
-        weights=weights,
-        steps=chosen.steps,
-        scheduler=config.scheduler,
-        strength=1.0,
-        lora_scale=config.lora_scale,
-        frames=chosen.frames,
-        fps=chosen.fps,
-        resampling=chosen.resampling,
-        policy=has_policy and chosen.policy,
-        expressions=chosen.composer != "fixed",
-        rows=rows,
-    )
-
-
-def _rows(feedback: Feedback, config: AgentConfig) -> Iterator[WorkRow]:
-    """All rows the feedback asks for, sources in the feedback's order, without their first frames."""
-    for sample in feedback.samples:
-        for index in range(feedback.images_per_sample or config.images_per_sample):
-            yield _row(feedback, config, sample, sample.sample_id, index)
-    for shortage in feedback.classes:
-        for index in range(shortage.images):
-            yield _row(feedback, config, shortage, class_source(shortage.class_name), index)
+    return {
+        "steps": chosen.steps,
+        "scheduler": config.scheduler,
+        "strength": 1.0,
+        "lora_scale": config.lora_scale,
+        "frames": chosen.frames,
+        "fps": chosen.fps,
+        "resampling": chosen.resampling,
+        "policy": has_policy and chosen.policy,
+        "expressions": chosen.composer != "fixed",
+    }
 
 
 def _row(
