@@ -145,28 +145,13 @@ class Service:
         real = RealImages.read(dataset, backend.native_size(), frames) if dataset is not None else None
         nearest = NearestReal(real.images, real.ids) if real is not None else None
         recorder = Recorder(self.samples, nearest, config.near_copy_distance, self.telemetry, backend.can.blackens)
-        classes = dataset.classes if dataset is not None else ()
         perturb = perturber(self._agent, self.telemetry.captions)
         expressions = self._open_expressions(backend, dataset)
         self._loaded = Loaded(
             backend,
             weights,
             recorder,
-            JobRunner(
-                self.jobs,
-                self.engine,
-                backend,
-                weights,
-                recorder,
-                real,
-                classes,
-                config.max_unfinished_jobs,
-                self.membership.activate,
-                registry.REWARDS | config.rewards,
-                self.published,
-                registry.CLIP_REWARDS | config.clip_rewards,
-                Source(dataset, expressions, self._agent.expressions, config.faces, self._agent.negative_prompt),
-            ),
+            self._runner(backend, weights, recorder, real, dataset, expressions),
             FeedbackDesk(
                 self._bus,
                 self._agent,
@@ -186,6 +171,32 @@ class Service:
         if self._broker_url is not None:
             self._workers = self._readers(self._loaded)
         return backend, weights.active()
+
+    def _runner(
+        self,
+        backend: Backend,
+        weights: WeightStore,
+        recorder: Recorder,
+        real: RealImages | None,
+        dataset: Dataset | None,
+        expressions: Expressions | None,
+    ) -> JobRunner:
+        config = self.config
+        return JobRunner(
+            self.jobs,
+            self.engine,
+            backend,
+            weights,
+            recorder,
+            real,
+            dataset.classes if dataset is not None else (),
+            config.max_unfinished_jobs,
+            self.membership.activate,
+            registry.REWARDS | config.rewards,
+            self.published,
+            registry.CLIP_REWARDS | config.clip_rewards,
+            Source(dataset, expressions, self._agent.expressions, config.faces, self._agent.negative_prompt),
+        )
 
     def _readers(self, loaded: Loaded) -> QueueWorkers:
         return QueueWorkers(
