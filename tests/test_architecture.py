@@ -117,6 +117,13 @@ def test_protocol_and_agent_load_without_torch():
     assert result.stdout.strip() == "[]"
 
 
+def test_a_trainer_of_the_built_in_model_starts_without_timm():
+    """Which takes as long to import as all else that it does before it trains, and is what `up` checks first."""
+    code = "import sys, trainer.start; print(sorted(sys.modules.keys() & {'timm', 'torchvision', 'transformers'}))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_no_odds_and_ends_drawer():
     names = {path.stem for path in sources()}
     assert not names & {"utils", "util", "common", "helpers", "misc"}

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,6 +83,8 @@ def named(name: str, run: tuple[Record, Task] | None, frames: int | None = None)
 
 
 def _of_timm(name: str, frames: int | None) -> Space:
+    import timm
+
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:

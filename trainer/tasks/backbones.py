@@ -1,18 +1,23 @@
-"""Networks by name: any timm model, or the built-in CNN. Knows nothing of tasks."""
+"""Networks by name: any timm model, or the built-in CNN. Knows nothing of tasks.
+
+timm is imported when a model of its is named: that takes longer than all else a trainer does before it trains.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from protocol.errors import ConfigError
 from trainer.eval_mode import eval_mode
 from trainer.tasks.small_cnn import SmallCNN
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 Rgb = tuple[float, float, float]
 
@@ -64,6 +69,8 @@ class Architecture:
         """
         if self.timm_name is None:
             return SmallCNN(outputs, min(size), drop_rate)
+        import timm
+
         options = {"num_classes": outputs, "drop_rate": drop_rate} | self.options(size)
         try:
             model = timm.create_model(self.timm_name, pretrained=pretrained, **options)
@@ -92,6 +99,8 @@ class Architecture:
                 "another of timm.list_models()",
                 param="model",
             )
+        import timm
+
         options = self.options(size)
         with torch.random.fork_rng(devices=[]):
             bare = timm.create_model(self.timm_name, num_classes=0, **options).state_dict()
@@ -114,8 +123,10 @@ def _check_size(model: nn.Module, name: str, size: tuple[int, int]) -> None:
         ) from error
 
 
-def _published(name: str) -> timm.models.PretrainedCfg:
+def _published(name: str) -> PretrainedCfg:
     """timm's record of a model: its normalisation and input size."""
+    import timm
+
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         close = get_close_matches(architecture, [SMALL, *timm.list_models()], n=5)

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandAugment
 
 
 def randaugment(images: Tensor, seeds: Sequence[int], *, ops: int, magnitude: int, fill: Sequence[float]) -> Tensor:
@@ -25,6 +23,9 @@ def randaugment(images: Tensor, seeds: Sequence[int], *, ops: int, magnitude: in
     Returns:
         uint8, shaped as the images.
     """
+    from torchvision.transforms import InterpolationMode  # takes seconds to import, and few runs augment
+    from torchvision.transforms.v2 import RandAugment
+
     draw = RandAugment(ops, magnitude, interpolation=InterpolationMode.BILINEAR, fill=list(fill))
     augmented = images.clone()
     with torch.random.fork_rng(devices=[]):

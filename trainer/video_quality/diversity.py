@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -144,6 +143,8 @@ def open_perceptual(name: str, device: torch.device, weights: Path | None = None
 
 
 def _timm(name: str, which: str, device: torch.device) -> PerceptualNetwork:
+    import timm
+
     try:
         model = timm.create_model(which, pretrained=True, features_only=True)
     except (OSError, RuntimeError, ValueError, AttributeError) as error:

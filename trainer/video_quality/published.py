@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,6 +23,8 @@ def network(name: str, file: str, known: list[str], param: str) -> tuple[nn.Modu
     Raises:
         ConfigError: there is no such network, or no such weights.
     """
+    import torchvision
+
     if name not in known:
         raise ConfigError(f"torchvision has no {name!r}: choose one of {', '.join(known)}", param=param)
     weights = torchvision.models.get_model_weights(name).DEFAULT
