@@ -34,6 +34,7 @@ EMBEDDED = "embedded"
 URL_VARIABLE = "ONTHEFLY_BROKER_URL"
 MAX_BLOCK_S = 2.0  # longest blocking read
 SOCKET_TIMEOUT_S = 10.0  # must exceed MAX_BLOCK_S
+PROMPT_TIMEOUT_S = 3.0  # where somebody waits
 _STARTS = 3  # ports tried
 _START_S = 20.0  # for the server to answer
 _REFUSALS = ("MISCONF", "READONLY", "NOPERM", "NOREPLICAS", "MASTERDOWN", "LOADING", "NOAUTH", "WRONGPASS")
@@ -102,7 +103,8 @@ def connect(url: str, *, patient: bool = True, **options: Any) -> redis.Redis:
         "protocol": 2,
     }
     if not patient:
-        settings |= {"socket_timeout": 3.0, "socket_connect_timeout": 3.0, "retry": Retry(NoBackoff(), retries=0)}
+        prompt = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), PROMPT_TIMEOUT_S)
+        settings |= prompt | {"retry": Retry(NoBackoff(), retries=0)}
     try:
         address(url)
         client = redis.Redis.from_url(url, **(settings | options))

@@ -91,21 +91,25 @@ def face(candidates: Candidates) -> np.ndarray:
     return candidates.presence.mean(1)
 
 
-def amplitude(candidates: Candidates, *, maximum: float = 1.5) -> np.ndarray:
-    """R_E, eq. 17: the mean over frames of max(0, 1 - |a_m| / a_max): [n] in [0, 1].
+def amplitude(candidates: Candidates, *, maximum: float = 1.5, wanted: float = 0.0) -> np.ndarray:
+    """R_E, eq. 17: the mean over frames of max(0, 1 - | |a_m| - wanted | / a_max): [n] in [0, 1].
 
-    As printed: the weaker the expression, the more it pays, and none at all, or no face, pays most; what else is worth
-    something is said by the other rewards.
+    Wanted 0 is as printed: the weaker the expression, the more it pays, and none at all, or no face, pays most. Where
+    the other rewards do not ask for an expression either, say how strong one is wanted.
 
     Args:
         maximum: a_max, above 0, in intensities from 0 to 1; the default, which the paper does not tell, is that of
             five action units at two thirds.
+        wanted: |a_m| that pays most, at least 0.
 
     Raises InvalidRequest on other options.
     """
-    if maximum <= 0:
-        raise InvalidRequest("amplitude: use a maximum above 0", param="rewards.amplitude.options")
-    return np.maximum(0, 1 - np.linalg.norm(candidates.intensity, axis=2) / maximum).mean(1)
+    if maximum <= 0 or wanted < 0:
+        raise InvalidRequest(
+            "amplitude: use a maximum above 0, and a wanted amplitude of 0 or more", param="rewards.amplitude.options"
+        )
+    away = np.abs(np.linalg.norm(candidates.intensity, axis=2) - wanted)
+    return np.maximum(0, 1 - away / maximum).mean(1)
 
 
 def _saturating(values: np.ndarray, half: float) -> np.ndarray:

@@ -16,7 +16,7 @@ import pytest
 from generator_service import registry
 from generator_service.backends.interface import Progress
 from generator_service.service import Service
-from protocol import codec
+from protocol import broker, codec
 from protocol.dataset import Dataset, DatasetConfig
 from protocol.errors import ConfigError, NotReady, TrainingDiverged, WeightsCorrupt
 from tests.generator_service.tiny_service import make_service, served, started
@@ -199,8 +199,11 @@ def test_stopping_while_the_model_loads(tmp_path: Path, dit_settings: dict, queu
     assert not stopper.is_alive()
 
 
-def test_a_broker_that_does_not_answer_holds_nobody_up(tmp_path: Path, dit_settings: dict):
+def test_a_broker_that_does_not_answer_holds_nobody_up(
+    tmp_path: Path, dit_settings: dict, monkeypatch: pytest.MonkeyPatch
+):
     """It takes the connection and says nothing."""
+    monkeypatch.setattr(broker, "PROMPT_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         service = make_service(tmp_path, url, **dit_settings)

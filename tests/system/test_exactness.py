@@ -5,6 +5,7 @@ Both to the bit, on the CPU.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -120,25 +121,32 @@ def test_synthetic_data_made_a_difference(tmp_path: Path, broker: str, checkpoin
     assert not same(on_the_fly.model.state_dict(), real_only.model.state_dict())
 
 
-@pytest.mark.parametrize("stop_at", [5, 14, 19])  # in the warm-up, at an iteration's start, within stage 2
-@pytest.mark.parametrize("every", [None, 4])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
-    tmp_path: Path, broker: str, checkpoint: Path, data: Path, stop_at: int, every: int | None
-):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path: Path, broker: str, checkpoint: Path, data: Path):
+    """Stopped in the warm-up, at an iteration's start, and within stage 2; with and without checkpoints in between."""
+    with serving(tmp_path, broker, checkpoint, data) as url:
+        whole = run_training(trainer_config(tmp_path / "whole", data, url), broker)
+        for stop_at, every in itertools.product((5, 14, 19), (None, 4)):
+            place = tmp_path / f"{stop_at}-{every}"
+            equal(whole, halves(trainer_config(place, data, url, checkpoint_every=every), broker, stop_at))
+
+
+def halves(config: TrainerConfig, broker: str, stop_at: int) -> Run:
+    """A run that is interrupted after so many updates, and resumed."""
+
     def stop(run: Run) -> None:
         if run.at.updates == stop_at:
             raise Interrupted
 
-    with serving(tmp_path, broker, checkpoint, data) as url:
-        whole = run_training(trainer_config(tmp_path / "whole", data, url), broker)
-        config = trainer_config(tmp_path / "halves", data, url, checkpoint_every=every)
-        with pytest.raises(Interrupted):
-            run_training(config, broker, stop)
-        resumed = run_training(config, broker)
+    with pytest.raises(Interrupted):
+        run_training(config, broker, stop)
+    return run_training(config, broker)
+
+
+def equal(whole: Run, resumed: Run) -> None:
     assert same(whole.model.state_dict(), resumed.model.state_dict())
     for one, other in zip(
         whole.optimizer.state_dict()["state"].values(), resumed.optimizer.state_dict()["state"].values(), strict=True
     ):
         assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
-    lines = [(folder / "run" / "metrics.jsonl").read_text() for folder in (tmp_path / "whole", tmp_path / "halves")]
+    lines = [(run.config.folder / "metrics.jsonl").read_text() for run in (whole, resumed)]
     assert lines[0] == lines[1]

@@ -74,37 +74,36 @@ def tensors(folder: Path, made: WeightsInfo) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights" / made.name / str(made.version) / "transformer_lora.safetensors")
 
 
-def sets(client: GeneratorClient) -> list[WeightsInfo]:
-    return [made for made in client.weights().data if made.name == JOB["name"]]
+def sets(client: GeneratorClient, name: str = JOB["name"]) -> list[WeightsInfo]:
+    return [made for made in client.weights().data if made.name == name]
 
 
 @pytest.mark.slow
 def test_killed_and_taken_up_again_it_ends_with_the_same_bits(tmp_path: Path, checkpoint: Path, data: Path):
     """SIGKILL after the seventh rollout, of which the checkpoint holds six; sets of steps 2, 4 and 6 were published."""
     job = TuneJob.model_validate(JOB)
-    with service(tmp_path / "whole", checkpoint, data) as (_, client):
-        list(client.events(client.submit(job).id))
-        straight = sets(client)
-    with service(tmp_path / "cut", checkpoint, data) as (process, client):
+    with service(tmp_path, checkpoint, data) as (process, client):
         for event in client.events(client.submit(job).id):
             if event.data.get("weights") == "better@3":
                 process.kill()
                 break
         process.wait()
-    with service(tmp_path / "cut", checkpoint, data) as (_, client):
+    with service(tmp_path, checkpoint, data) as (_, client):
         begun = client.submit(job).id
         first = next(event for event in client.events(begun) if "loss" in event.data)
         list(client.events(begun))
         assert client.job(begun).status == "succeeded"
         resumed = sets(client)
+        list(client.events(client.submit(job.model_copy(update={"name": "straight"})).id))
+        straight = sets(client, "straight")
     assert first.data["step"] == 7  # not from the beginning
     steps = [made.metadata["step"] for made in straight]
     assert steps == [2, 4, 6, 8] and [made.metadata["step"] for made in resumed] == steps
     for one, other in zip(straight, resumed, strict=True):
-        ends, others = tensors(tmp_path / "whole", one), tensors(tmp_path / "cut", other)
+        ends, others = tensors(tmp_path, one), tensors(tmp_path, other)
         assert ends.keys() == others.keys()
         assert all(value.numpy().tobytes() == others[name].numpy().tobytes() for name, value in ends.items())
-    assert any((value != 0).any() for name, value in tensors(tmp_path / "cut", resumed[-1]).items() if "lora_B" in name)
+    assert any((value != 0).any() for name, value in tensors(tmp_path, resumed[-1]).items() if "lora_B" in name)
 
 
 # ---------------------------------------------------------------- as a user types it

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="updates of the policy (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=6, help="of clips that it learns from (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=5, help="of clips that it learns from (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out = options.out.resolve()

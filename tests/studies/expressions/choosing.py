@@ -16,15 +16,20 @@ from protocol.policy import PolicyJob
 from tests.studies.expressions import scene
 
 NAME = "chosen"
-PEOPLE, HELD_OUT = 20, 0.3  # neutral clips to begin with; part of the people that is held out
+PEOPLE, HELD_OUT = 15, 0.34  # neutral clips to begin with; part of the people that is held out
 KEPT = ("step", "reward", "rewarded", "entropy", "clips")  # of each update's event
-ACTIONS = {"minimum": 1.0, "maximum": 9.0, "peak_normalised": True}  # the model is small: as printed, its guidance
-# would hardly change along a clip
-REWARDS = {
-    "steps": {"weight": 1.0},
+ACTIONS = {  # much guidance, little, and such as rises or falls along the clip
+    "steps": [5, 10, 15],
+    "pairs": [[1.0, 1.0], [2.0, 2.0], [2.0, 1.0], [1.0, 2.0]],
+    "minimum": 1.0,
+    "maximum": 11.0,
+}
+REWARDS = {  # an amplitude that is wanted: surprise shows at once here, disgust only when guided strongly, so that the
+    # best action depends on the state; the printed reward pays most for no expression, whatever the state
+    "steps": {"weight": 0.3},
     "quality": {"weight": 3.0, "options": {"sharpness": 1000.0}},
     "face": {"weight": 3.0},
-    "amplitude": {"weight": 3.0, "options": {"maximum": 1.5}},
+    "amplitude": {"weight": 3.0, "options": {"maximum": 0.9, "wanted": 0.9}},
 }
 
 
@@ -33,6 +38,7 @@ def job(seed: int, steps: int, frames: int) -> PolicyJob:
         {
             "name": NAME,
             "seed": seed,
+            "baseline": "state",
             "steps": steps,
             "batch_size": 32,
             "learning_rate": 3e-4,

@@ -65,7 +65,7 @@ seed = {seed}
 runs_dir = "{out}/runs"
 iterations = 5
 warmup_iterations = 1
-epochs = 12
+epochs = 6
 batch_size = 16
 threads = 1
 
@@ -90,9 +90,8 @@ enabled = false
 
 [trainer.feedback.scarcity]
 enabled = true
-recall = 1.0  # of the training samples, which are learnt by heart soon
 part = 0.1
-clips = 18
+clips = 8
 
 [trainer.vog]
 enabled = false
@@ -112,7 +111,7 @@ features = "torchscript:{root}/judge.ts"
 frames = {frames}
 size = {side}
 """
-FIXED_GUIDANCE = 4.0  # of all frames alike, of clips that no policy chooses for; the model's good middle
+FIXED_GUIDANCE = 7.0  # of all frames alike, of clips that no policy chooses for; the model's good middle
 
 
 def of_policy(root: Path, out: Path, people: int) -> Path:
