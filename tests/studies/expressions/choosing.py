@@ -16,10 +16,10 @@ from protocol.policy import PolicyJob
 from tests.studies.expressions import scene
 
 NAME = "chosen"
-PEOPLE, HELD_OUT = 15, 0.34  # neutral clips to begin with; part of the people that is held out
+PEOPLE, HELD_OUT = 30, 0.33  # neutral clips to begin with; part of the people that is held out
 KEPT = ("step", "reward", "rewarded", "entropy", "clips")  # of each update's event
 ACTIONS = {  # much guidance, little, and such as rises or falls along the clip
-    "steps": [5, 10, 15],
+    "steps": [5, 10],
     "pairs": [[1.0, 1.0], [2.0, 2.0], [2.0, 1.0], [1.0, 2.0]],
     "minimum": 1.0,
     "maximum": 11.0,
@@ -41,7 +41,6 @@ def job(seed: int, steps: int, frames: int) -> PolicyJob:
             "baseline": "state",
             "steps": steps,
             "batch_size": 32,
-            "learning_rate": 3e-4,
             "frames": frames,
             "validation": HELD_OUT,
             "validation_pairs": 3 * PEOPLE,

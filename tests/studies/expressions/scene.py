@@ -77,13 +77,13 @@ split = "train"
 [trainer.model]
 model = "small_cnn"
 image_size = {side}
-frames = {frames}
+frames = 4
 hidden = 64
 
 [trainer.optimizer]
 kind = "adam"
 learning_rate = 1e-3
-decay_epochs = []
+decay_epochs = [18, 25]
 
 [trainer.feedback]
 enabled = false
@@ -91,7 +91,7 @@ enabled = false
 [trainer.feedback.scarcity]
 enabled = true
 part = 0.1
-clips = 8
+clips = 6
 
 [trainer.vog]
 enabled = false
