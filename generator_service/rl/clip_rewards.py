@@ -15,6 +15,7 @@ among the best: of equal ones none is worse, and a policy that is sure draws one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -95,7 +96,8 @@ def amplitude(candidates: Candidates, *, maximum: float = 1.5, wanted: float = 0
     """R_E, eq. 17: the mean over frames of max(0, 1 - | |a_m| - wanted | / a_max): [n] in [0, 1].
 
     Wanted 0 is as printed: the weaker the expression, the more it pays, and none at all, or no face, pays most. Where
-    the other rewards do not ask for an expression either, say how strong one is wanted.
+    the other rewards do not ask for an expression either, say how strong one is wanted; with a maximum that is no more
+    than that, none at all, or no face, pays nothing.
 
     Args:
         maximum: a_max, above 0, in intensities from 0 to 1; the default, which the paper does not tell, is that of
@@ -104,7 +106,7 @@ def amplitude(candidates: Candidates, *, maximum: float = 1.5, wanted: float = 0
 
     Raises InvalidRequest on other options.
     """
-    if maximum <= 0 or wanted < 0:
+    if not 0 < maximum < math.inf or not 0 <= wanted < math.inf:
         raise InvalidRequest(
             "amplitude: use a maximum above 0, and a wanted amplitude of 0 or more", param="rewards.amplitude.options"
         )

@@ -52,8 +52,9 @@ def test_a_run_tells_how_it_does_and_shows_what_was_made_for_it(tmp_path, broker
     assert (told.state, told.problem, told.iteration, told.updates) == ("done", None, 5, rows[-1]["updates"])
     assert [point.train_top1 for point in told.curve] == [row["train_top1"] for row in rows]
     assert [point.candidates for point in told.curve] == [row["candidates"] for row in rows]
-    assert sum(point.candidates for point in told.curve) == 30  # ten for each feedback, some as late as they may be
-    assert all(0 < point.kept <= point.candidates for point in told.curve[2:])
+    assert sum(point.candidates for point in told.curve) == 30  # ten for each feedback, some as soon as they are there
+    assert all(point.kept <= point.candidates for point in told.curve)
+    assert all((point.kept > 0) == (point.candidates > 0) for point in told.curve)
     asked = Feedback.model_validate_json((config.folder / "feedback" / "000003.json").read_bytes())
     assert [hard.sample_id for hard in told.hard] == [sample.sample_id for sample in asked.samples]
     _check_idle(told, config.folder)

@@ -121,6 +121,7 @@ def test_synthetic_data_made_a_difference(tmp_path: Path, broker: str, checkpoin
     assert not same(on_the_fly.model.state_dict(), real_only.model.state_dict())
 
 
+@pytest.mark.timeout(400)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path: Path, broker: str, checkpoint: Path, data: Path):
     """Stopped in the warm-up, at an iteration's start, and within stage 2; with and without checkpoints in between."""
     with serving(tmp_path, broker, checkpoint, data) as url:

@@ -83,6 +83,8 @@ def test_killed_and_taken_up_again_it_ends_with_the_same_bits(tmp_path: Path, ch
     """SIGKILL after the seventh rollout, of which the checkpoint holds six; sets of steps 2, 4 and 6 were published."""
     job = TuneJob.model_validate(JOB)
     with service(tmp_path, checkpoint, data) as (process, client):
+        list(client.events(client.submit(job.model_copy(update={"name": "straight"})).id))
+        straight = sets(client, "straight")
         for event in client.events(client.submit(job).id):
             if event.data.get("weights") == "better@3":
                 process.kill()
@@ -94,8 +96,6 @@ def test_killed_and_taken_up_again_it_ends_with_the_same_bits(tmp_path: Path, ch
         list(client.events(begun))
         assert client.job(begun).status == "succeeded"
         resumed = sets(client)
-        list(client.events(client.submit(job.model_copy(update={"name": "straight"})).id))
-        straight = sets(client, "straight")
     assert first.data["step"] == 7  # not from the beginning
     steps = [made.metadata["step"] for made in straight]
     assert steps == [2, 4, 6, 8] and [made.metadata["step"] for made in resumed] == steps

@@ -57,10 +57,10 @@ def test_a_weak_expression_pays():
 
 
 def test_or_one_that_is_as_strong_as_wanted():
-    """Of the same norms 0.5 pays most when it is wanted; 0 and 2.5 are 0.5 and 2 away."""
+    """The same norms are 1, 0.5 and 1.5 away from 1, and 0.5, 0 and 2 away from 0.5; nothing pays less than 0."""
     units = [[[0, 0], [0.3, 0.4], [1.5, 2.0]]]
-    assert amplitude(judged(noise(), intensity=units), maximum=2.0, wanted=0.5).tolist() == [pytest.approx(1.75 / 3)]
-    assert amplitude(judged(noise(), intensity=units), maximum=1.0, wanted=0.5).tolist() == [pytest.approx(1.5 / 3)]
+    assert amplitude(judged(noise(), intensity=units), maximum=2.0, wanted=1.0).tolist() == [pytest.approx(1.5 / 3)]
+    assert amplitude(judged(noise(), intensity=units), maximum=0.4, wanted=0.5).tolist() == [pytest.approx(1 / 3)]
 
 
 # ---------------------------------------------------------------- R_Q
@@ -132,6 +132,7 @@ def test_blur_costs_and_so_does_flicker():
         (quality, {"contrast": -1.0}),
         (amplitude, {"maximum": 0.0}),
         (amplitude, {"wanted": -0.1}),
+        (amplitude, {"wanted": float("nan")}),
     ],
 )
 def test_options_that_make_no_sense_are_refused(reward, options):

@@ -18,7 +18,7 @@ from tests.studies.expressions import scene
 NAME = "chosen"
 PEOPLE, HELD_OUT = 30, 0.33  # neutral clips to begin with; part of the people that is held out
 KEPT = ("step", "reward", "rewarded", "entropy", "clips")  # of each update's event
-ACTIONS = {  # much guidance, little, and such as rises or falls along the clip
+ACTIONS = {  # guidance, as printed: 11 throughout; from 1 to 3.5 and back; rising to 11; falling from 11
     "steps": [5, 10],
     "pairs": [[1.0, 1.0], [2.0, 2.0], [2.0, 1.0], [1.0, 2.0]],
     "minimum": 1.0,
