@@ -109,13 +109,13 @@ def test_the_rewards_of_figure_5_are_arms_each_with_a_generator_of_its_own(tmp_p
     settings.write_text(tomli_w.dumps(tables))
     out, every = tmp_path / "ablation", grid.TABLES["figure-5"]
     finish_baseline(settings, out / "seed-0")
-    rows = [row for row in every.rows if row[1] in ("base-dit", "ours")]
+    rows = [row for row in every.rows if row[1] in ("base-dit", "reward-semantic", "ours")]
     assert ablate(settings, [], {"figure-5": Table(every.title, tuple(rows))}, [0], out) == 0
     result = json.loads((out / "ablation.json").read_text())
-    assert [row["arm"] for row in result["tables"]["figure-5"]["rows"]] == ["base-dit", "ours"]
+    assert [row["arm"] for row in result["tables"]["figure-5"]["rows"]] == ["base-dit", "reward-semantic", "ours"]
     assert all(row["score"]["n"] == 1 and row["missing"] == 0 for row in result["tables"]["figure-5"]["rows"])
     made = {arm: {str(s.weights) for s in Record.open(out / "seed-0" / f"{arm}-0").samples()} for _, arm in rows}
-    assert made == {"base-dit": {"mine@1"}, "ours": {"tuned@1"}}
+    assert made == {"base-dit": {"mine@1"}, "reward-semantic": {"tuned@1"}, "ours": {"tuned@2"}}
     text = (out / "ablation.md").read_text()
     assert "## Figure 5: components" in text and "| 75.65 |" in text
     assert ElementTree.parse(out / "figure-5.svg").getroot().tag.endswith("svg")

@@ -111,10 +111,9 @@ features = "torchscript:{root}/judge.ts"
 frames = {frames}
 size = {side}
 """
-FIXED_GUIDANCE = (
-    7.0  # of all frames alike, of clips that no policy chooses for; of 3, 7 and 11 the judge knew 0.46, 0.54 and
-)
-# 0.57 of the clips, and 11 distorts some
+# Of all frames alike, of clips that no policy chooses for. At 3, 7 and 11 the judge told 0.46, 0.54 and 0.57 of the
+# clips rightly, and 11 distorts some.
+FIXED_GUIDANCE = 7.0
 
 
 def of_policy(root: Path, out: Path, people: int) -> Path:

@@ -13,6 +13,7 @@ import torch
 
 from agent import cli
 from protocol import clips, codec
+from protocol import config as settings_file
 from protocol.dataset import Dataset, DatasetConfig
 from protocol.dataset import sample_id as id_of
 from protocol.entries import BlobRef, Sample, SampleBatch
@@ -103,60 +104,63 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, network: list[str], cap
 def write_run(folder: Path, root: Path) -> Path:
     """A run's folder as the trainer leaves it: three clips in two files, one of which it never trained on."""
     config = TrainerConfig(run="r", runs_dir=folder.parent, dataset=DatasetConfig(root=root, layout="clips"))
-    from protocol import config as settings_file
-
-    folder.mkdir()
-    (folder / "batches").mkdir()
+    (folder / "batches").mkdir(parents=True)
     settings_file.write_resolved({"trainer": config}, folder / "settings.toml")
-    names = [id_of(f"{row:03d}.webp") for row in range(4)]
-    rows = []
+    samples = []
     for unit, seeds in enumerate(([50, 51], [52])):
-        data = codec.encode({"images": np.stack([clip(seed) for seed in seeds])})
-        samples = [
-            Sample(
-                id=f"made-{seed}",
-                run="r",
-                feedback=1,
-                model_version=0,
-                source_id="class:fear",
-                index=seed,
-                seed=seed,
-                label=0,
-                class_name="fear",
-                prompt="fear",
-                guidance_scale=9.0,
-                steps=5,
-                scheduler="ddim",
-                strength=1.0,
-                frames=5,
-                init_id=names[2 + unit],
-                weights=WEIGHTS,
-                created=0.0,
-            )
-            for seed in seeds
-        ]
-        blob = BlobRef(ref="file:x", sha256=codec.digest(data), size=len(data))
-        batch = SampleBatch(
-            unit_id=f"r.1.{unit}",
-            run="r",
-            feedback=1,
-            unit=unit,
-            units=2,
-            model_version=0,
-            weights=WEIGHTS,
-            samples=samples,
-            blob=blob,
-            worker="w",
-            started=0.0,
-            finished=1.0,
-        )
-        file = folder / "batches" / f"000001-{unit:06d}.json"
-        file.write_text(batch.model_dump_json())
-        file.with_suffix(".safetensors").write_bytes(data)
-        rows += [{"id": s.id, "iteration": 1, "kept": True, "fate": "trained"} for s in samples]
+        begins_with = id_of(f"{2 + unit:03d}.webp")
+        samples += write_batch(folder / "batches", unit, [sample(seed, begins_with) for seed in seeds])
+    rows = [{"id": one.id, "iteration": 1, "kept": True, "fate": "trained"} for one in samples]
     rows[1]["fate"] = "near copy"
     (folder / "selection.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
     return folder
+
+
+def sample(seed: int, begins_with: str) -> Sample:
+    """What is told of a clip that was made from a real clip's frame."""
+    return Sample(
+        id=f"made-{seed}",
+        run="r",
+        feedback=1,
+        model_version=0,
+        source_id="class:fear",
+        index=seed,
+        seed=seed,
+        label=0,
+        class_name="fear",
+        prompt="fear",
+        guidance_scale=9.0,
+        steps=5,
+        scheduler="ddim",
+        strength=1.0,
+        frames=5,
+        init_id=begins_with,
+        weights=WEIGHTS,
+        created=0.0,
+    )
+
+
+def write_batch(folder: Path, unit: int, samples: list[Sample]) -> list[Sample]:
+    """One of two batches of a run, and its clips; returns its samples."""
+    data = codec.encode({"images": np.stack([clip(one.seed) for one in samples])})
+    batch = SampleBatch(
+        unit_id=f"r.1.{unit}",
+        run="r",
+        feedback=1,
+        unit=unit,
+        units=2,
+        model_version=0,
+        weights=WEIGHTS,
+        samples=samples,
+        blob=BlobRef(ref="file:x", sha256=codec.digest(data), size=len(data)),
+        worker="w",
+        started=0.0,
+        finished=1.0,
+    )
+    file = folder / f"000001-{unit:06d}.json"
+    file.write_text(batch.model_dump_json())
+    file.with_suffix(".safetensors").write_bytes(data)
+    return samples
 
 
 def test_a_run_is_measured_by_what_it_trained_on_and_subjects_are_those_of_first_frames(
