@@ -88,7 +88,7 @@ class Reporter:
     def status(self, state: str, problem: str | None = None) -> RunStatus:
         """How the run does now."""
         run, config, now, asked = self._run, self._run.config, time.time(), self._newest_feedback()
-        waiting = self._journal.doing
+        waiting, at = self._journal.doing, run.at  # before the curve, which has a point of every iteration before it
         with self._lock:
             waited_s = self._waited_s + (now - waiting[1] if waiting is not None and waiting[0] == "wait" else 0.0)
             generated, curve = spans(self._generated), list(self._curve)
@@ -98,9 +98,9 @@ class Reporter:
             run=config.run,
             mode=config.mode,
             state=state,
-            iteration=run.at.iteration,
+            iteration=at.iteration,
             iterations=config.iterations,
-            updates=run.at.updates,
+            updates=at.updates,
             max_staleness=config.staleness,
             started=self._started,
             seen=now,
@@ -109,7 +109,7 @@ class Reporter:
             unused=run.pool.unused,
             stale=run.pool.stale,
             newest_feedback=None if asked is None else asked.feedback,
-            oldest_useful=None if asked is None else max(0, run.at.iteration - config.staleness),
+            oldest_useful=None if asked is None else max(0, at.iteration - config.staleness),
             curve=curve,
             hard=[
                 HardSample(sample_id=sample.sample_id, class_name=sample.class_name, score=sample.score)
@@ -132,12 +132,7 @@ class Reporter:
     def _is_news(self, status: RunStatus) -> bool:
         if self._told is None or time.monotonic() - self._told[1] >= BEAT_S:
             return True
-        before = self._told[0]
-        return (before.state, before.iteration, len(before.curve)) != (
-            status.state,
-            status.iteration,
-            len(status.curve),
-        )
+        return _news(self._told[0]) != _news(status)
 
     def _report(self, status: RunStatus) -> None:
         self._told = (status, time.monotonic())
@@ -145,6 +140,10 @@ class Reporter:
             self._bus.board.report(status)
         except Retryable as error:
             log.debug("the run's state is not told: %s", error.message)
+
+
+def _news(status: RunStatus) -> tuple[object, ...]:
+    return status.state, status.iteration, status.newest_feedback, len(status.curve)
 
 
 def _point(row: Row) -> RunPoint:

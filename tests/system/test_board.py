@@ -29,14 +29,17 @@ def board(broker: str) -> Iterator[Board]:
 
 def test_a_run_tells_how_it_does_and_shows_what_was_made_for_it(tmp_path, broker, board, checkpoint, data):
     seen: list[RunStatus] = []
+    asked_by_then = [None, 1, 2, 3, 3]  # feedback, an iteration ahead
 
     def look(run: Run) -> None:
-        if run.at.done == 1:  # the thread looks twice a second
+        if run.at.done == 1:  # the thread looks twice a second, and may have looked before the question was put
+            told = (run.at.iteration, "training", asked_by_then[run.at.iteration])
             deadline = time.monotonic() + 60
-            while (status := _status(board)) is None or (status.iteration, status.state) != (
-                run.at.iteration,
-                "training",
-            ):
+            while (status := _status(board)) is None or (
+                status.iteration,
+                status.state,
+                status.newest_feedback,
+            ) != told:
                 assert time.monotonic() < deadline, status
                 time.sleep(0.02)
             seen.append(status)
@@ -46,7 +49,7 @@ def test_a_run_tells_how_it_does_and_shows_what_was_made_for_it(tmp_path, broker
         run_training(config, broker, look)
     assert [status.iteration for status in seen] == [0, 1, 2, 3, 4]
     assert [len(status.curve) for status in seen] == [0, 1, 2, 3, 4]
-    assert [status.newest_feedback for status in seen] == [None, 1, 2, 3, 3]
+    assert [status.newest_feedback for status in seen] == asked_by_then
     assert [status.oldest_useful for status in seen[1:]] == [0, 1, 2, 3]
     told, rows = board.run("run"), record.rows(config.folder / "metrics.jsonl")
     assert (told.state, told.problem, told.iteration, told.updates) == ("done", None, 5, rows[-1]["updates"])
