@@ -1,6 +1,7 @@
-"""One process of a run that several train: as `python -m trainer`, which also keeps what lookahead chose.
+"""One process of runs that several train, one after the other: as `python -m trainer`, which also keeps what lookahead
+chose.
 
-torchrun --nproc-per-node N -m tests.system.ddp_worker CONFIG RECORD
+torchrun --nproc-per-node N -m tests.system.ddp_worker CONFIG ...
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from protocol import config as settings_file
 from protocol.bus import QueueConfig
 from trainer import loop
-from trainer.parallel import joined
+from trainer.parallel import OneProcess, joined
 from trainer.run import Run
 from trainer.settings import TrainerConfig
 from trainer.start import open_run
@@ -31,8 +32,8 @@ class Record:
     trained: list[int] = field(default_factory=list)  # rows that this process trained on
 
 
-def train(config: TrainerConfig, broker: str) -> Record:
-    """Train a run, together with the other processes if there are any."""
+def train(config: TrainerConfig, broker: str, processes: OneProcess) -> Record:
+    """Train a run, with the processes that there are."""
     record = Record()
     select = loop.select
 
@@ -49,7 +50,6 @@ def train(config: TrainerConfig, broker: str) -> Record:
 
     with (
         pytest.MonkeyPatch.context() as patch,
-        joined(config.device) as processes,
         open_run(config, QueueConfig(url=broker), processes=processes) as (run, source),
     ):
         patch.setattr(loop, "select", recorded)
@@ -58,6 +58,8 @@ def train(config: TrainerConfig, broker: str) -> Record:
 
 
 if __name__ == "__main__":
-    settings = settings_file.load(Path(sys.argv[1]))
-    seen = train(settings_file.section(settings, "trainer", TrainerConfig), os.environ["ONTHEFLY_BROKER_URL"])
-    torch.save(vars(seen), f"{sys.argv[2]}.{os.environ['RANK']}")
+    with joined("cpu") as together:
+        for path in map(Path, sys.argv[1:]):
+            settings = settings_file.section(settings_file.load(path), "trainer", TrainerConfig)
+            seen = train(settings, os.environ["ONTHEFLY_BROKER_URL"], together)
+            torch.save(vars(seen), path.with_suffix("." + os.environ["RANK"]))

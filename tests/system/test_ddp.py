@@ -1,4 +1,4 @@
-"""A run that two processes train is the run that one trains: real torchrun, real service, the same samples."""
+"""Processes that train a run together, from real torchrun: more or fewer of them later, and what ends them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import tomli_w
 import torch
 
 from protocol.errors import ConfigError
-from tests.system import ddp_worker
 from tests.system.whole import run_training, serving, trainer_config
 from trainer import checkpoint as checkpoints
 from trainer import record
@@ -38,11 +37,6 @@ def write_settings(path: Path, config: TrainerConfig) -> Path:
     return path
 
 
-def asked(folder: Path) -> list[list[str]]:
-    """Ids of the marginal samples of each iteration, hardest first."""
-    return [[sample.sample_id for sample in feedback.samples] for feedback in record.Record.open(folder).feedback]
-
-
 def trained_on(folder: Path) -> list[tuple[int, str, bool]]:
     """What VoG did with every sample, in the order in which it came."""
     return [(row["iteration"], row["id"], row["kept"]) for row in record.rows(folder / "selection.jsonl")]
@@ -60,41 +54,6 @@ def weights(folder: Path) -> dict[str, Any]:
     state = checkpoints.load(folder / "checkpoints")
     assert state is not None
     return state["model"]
-
-
-def test_two_processes_choose_and_learn_what_one_does(tmp_path: Path, broker: str, checkpoint: Path, data: Path):
-    with serving(tmp_path, broker, checkpoint, data) as url:
-        one, two = (trainer_config(tmp_path / name, data, url, **SETTINGS) for name in ("one", "two"))
-        expected = ddp_worker.train(one, broker)
-        settings = write_settings(tmp_path / "run.toml", two)
-        subprocess.run(
-            [*TORCHRUN, "tests.system.ddp_worker", str(settings), str(tmp_path / "record")],
-            env={**os.environ, "ONTHEFLY_BROKER_URL": broker},
-            timeout=100,
-            check=True,
-        )
-    seen = [ddp_worker.Record(**torch.load(tmp_path / f"record.{rank}", weights_only=True)) for rank in range(2)]
-    assert len(asked(one.folder)) == 3
-    assert asked(two.folder) == asked(one.folder)
-    kept = trained_on(one.folder)
-    assert len(kept) == 30
-    assert {fate for _, _, fate in kept} == {True, False}
-    assert trained_on(two.folder) == kept
-    for rank in range(2):
-        assert seen[rank].chosen == expected.chosen
-        assert seen[rank].losses == pytest.approx(expected.losses, rel=TOLERANCE)
-    assert any(not all(rows) for rows in expected.chosen)
-    held = list(zip(seen[0].trained, seen[1].trained, strict=True))
-    assert [sum(rows) for rows in held] == expected.trained
-    assert any(first != second for first, second in held)  # shares are uneven, and the mean is over all rows
-    assert_close(weights(one.folder), weights(two.folder))
-    for ours, theirs in zip(metrics(one), metrics(two), strict=True):
-        assert (ours.pop("devices"), theirs.pop("devices")) == (1, 2)
-        assert ours.pop("device") == theirs.pop("device") == "cpu"
-        numbers = {name for name, value in ours.items() if value is not None}
-        assert numbers == {name for name, value in theirs.items() if value is not None}
-        for name in numbers:
-            assert ours[name] == pytest.approx(theirs[name], rel=TOLERANCE), name
 
 
 def metrics(config: TrainerConfig) -> list[dict[str, Any]]:

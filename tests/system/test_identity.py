@@ -3,7 +3,6 @@ with a generator's in every mode."""
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from protocol.bus import QueueConfig
 from tests.generator_service.tiny_dit import CLASSES
 from tests.generator_service.tiny_service import write_dataset
 from tests.system.people import write_faces, write_market
-from tests.system.test_ddp import TORCHRUN, write_settings
 from tests.system.test_exactness import Interrupted, same
 from tests.system.whole import run_training, serving, trainer_config
 from trainer import books, record, summary
@@ -108,18 +106,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     resumed, _ = trained(config)
     assert same(whole.model.state_dict(), resumed.model.state_dict())
     assert [row["mAP"] for row in metrics(whole)] == [row["mAP"] for row in metrics(resumed)]
-
-
-def test_two_processes_learn_it_together(tmp_path: Path):
-    """Each looks for positives and negatives among its own rows, which are whole groups of K; the identities and the
-    ranking are those of one run."""
-    root = write_market(tmp_path / "market", learnt=12, searched=6)
-    config = real_config(tmp_path / "runs", root, "reid", epochs=3)
-    command = [*TORCHRUN, "trainer", "--config", str(write_settings(tmp_path / "run.toml", config))]
-    subprocess.run(command, timeout=100, check=True)
-    first, last = record.rows(config.folder / "metrics.jsonl")
-    assert (last["devices"], last["queries"]) == (2, 6)
-    assert last["mAP"] > 0.7 and last["loss_real"] < first["loss_real"]
 
 
 # ---------------------------------------------------------------- with a generator

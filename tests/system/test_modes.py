@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import torch
 
 from protocol.dataset import Dataset
 from protocol.errors import ConfigError
-from tests.system.test_ddp import TORCHRUN, asked, write_settings
 from tests.system.test_exactness import Interrupted, same
 from tests.system.whole import run_training, serving, trainer_config
 from trainer import books, ready_made, record
@@ -249,36 +246,3 @@ def test_resumed_thresholds_are_the_uninterrupted_ones(tmp_path: Path, broker: s
     assert same(whole.model.state_dict(), resumed.model.state_dict())
     with pytest.raises(ConfigError, match="another thresholds"):
         run_training(config.model_copy(update={"thresholds": trainer_config(tmp_path, data, url).thresholds}), broker)
-
-
-# ---------------------------------------------------------------- several processes
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(360)
-def test_two_processes_choose_what_one_does(tmp_path: Path, broker: str, checkpoint: Path, data: Path):
-    """The pool that stands in, and features, are the same in every process; rows are shared out unevenly."""
-    settings = PLAIN | {
-        "mode": "synthetic",
-        "feedback": {"criterion": "similarity", "fraction": 0.4},
-        "similarity": {"enabled": True},
-        "model": {"image_size": 8, "shift": 1},  # each process draws its own dropout
-        "iterations": 3,
-    }
-    with serving(tmp_path, broker, checkpoint, data) as url:
-        one, two = (trainer_config(tmp_path / name, data, url, **settings) for name in ("one", "two"))
-        run_training(one, broker)
-        file = write_settings(tmp_path / "run.toml", two)
-        subprocess.run(
-            [*TORCHRUN, "tests.system.ddp_worker", str(file), str(tmp_path / "record")],
-            env={**os.environ, "ONTHEFLY_BROKER_URL": broker},
-            timeout=300,
-            check=True,
-        )
-    ours, theirs = (record.Record.open(config.folder) for config in (one, two))
-    assert asked(one.folder) == asked(two.folder)
-    fates = [{(row["id"], row["fate"]) for row in found.selection} for found in (ours, theirs)]
-    assert fates[0] == fates[1] and {"pool", "trained", "similarity"} == {fate for _, fate in fates[0]}
-    for mine, other in zip(ours.metrics, theirs.metrics, strict=True):
-        assert mine["train_top1"] == other["train_top1"] and mine["synthetic_rows"] == other["synthetic_rows"]
-    assert books.open_books(two.folder, broker).balanced

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,7 +18,6 @@ from agent import cli
 from protocol.dataset import Dataset, DatasetConfig
 from protocol.errors import ConfigError
 from tests.generator_service.tiny_dit import CLASSES
-from tests.system.test_ddp import SETTINGS, TORCHRUN, write_settings
 from tests.system.whole import run_training, serving, trainer_config
 from tests.trainer.test_report import Page
 from trainer import record
@@ -37,8 +34,12 @@ FILTER = {"privacy": {"filter": True, "quantile": 0.5}, "vog": {"fraction": 0.2}
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_splits(tmp_path_factory.mktemp("splits"))
+
+
+def write_splits(root: Path) -> Path:
     """Noise pictures to train on and others, held out."""
-    root, rng = tmp_path_factory.mktemp("splits"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in CLASSES:
             (root / split / name).mkdir(parents=True)
@@ -131,21 +132,6 @@ def test_a_filtered_run_keeps_books_that_balance(tmp_path: Path, broker: str, ch
     page = Page(out.read_text())
     assert f"{fates['privacy']} dropped as too near to a real sample" in page.text
     assert any(fate == "too-near" for _, fate, _ in page.images)
-
-
-def test_two_processes_drop_what_one_does(tmp_path: Path, broker: str, checkpoint: Path, splits: Path):
-    with serving(tmp_path, broker, checkpoint, splits, dataset={"root": splits, "split": "train"}) as url:
-        one, two = (trainer_config(tmp_path / name, splits, url, **of(splits), **FILTER, **SETTINGS) for name in "ab")
-        run_training(one, broker)
-        command = [*TORCHRUN, "trainer", "--config", str(write_settings(tmp_path / "run.toml", two))]
-        subprocess.run(command, env={**os.environ, "ONTHEFLY_BROKER_URL": broker}, timeout=100, check=True)
-    alone, together = (
-        [(row["iteration"], row["id"], row["fate"]) for row in record.rows(config.folder / "selection.jsonl")]
-        for config in (one, two)
-    )
-    assert {fate for _, _, fate in alone} == {"privacy", "vog", "trained"}
-    assert together == alone
-    assert open_books(two.folder, broker).balanced
 
 
 def test_the_filter_in_the_features_of_the_model(tmp_path: Path, broker: str, checkpoint: Path, splits: Path):
