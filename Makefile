@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Some hundred processes start in the tests: the sources are compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint bench soak fuzz audit install lock clean
 .DEFAULT_GOAL := help
 

@@ -8,7 +8,7 @@ from tests.system.whole import run_training, serving, trainer_config
 from trainer import record
 from trainer.summary import overlaps
 
-SLOW = {"fraction": 1.0, "images_per_sample": 20}  # of feedback: far more work than an iteration of training
+SLOW = {"fraction": 1.0, "images_per_sample": 8}  # of feedback: far more work than an iteration of training
 
 
 def trace_of(tmp_path: Path, broker: str, checkpoint: Path, data: Path, **settings) -> list[dict]:
