@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from rich import box
@@ -27,6 +29,7 @@ from trainer.video_quality.quality import Groups
 from trainer.video_quality.subject import compared
 
 NUMBERS = {"frames": int, "size": int, "batch_size": int, "pairs": int}
+NAMED = 5  # groups that were left out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,11 +91,17 @@ def notes(found: Assessment) -> list[str]:
             told.append(f"FVD takes two clips on either side: {found.quality.generated} and {found.quality.real}")
         for name, groups in (("sFVD", found.quality.sfvd), ("tFVD", found.quality.tfvd)):
             told += [f"{name}: {groups.note}"] if groups.note else []
-            told += [f"{name} leaves out {group}: {why}" for group, why in groups.left_out.items()]
+            told += _left_out(name, groups.left_out)
             told += [f"{name}: the group of {groups.unassigned} clips is not known"] if groups.unassigned else []
     if found.diversity is not None:
         told += [f"diversity leaves out {name}: it has one clip" for name in found.diversity.left_out]
     return told
+
+
+def _left_out(name: str, groups: Mapping[str, str]) -> list[str]:
+    told = [f"{name} leaves out {group}: {why}" for group, why in islice(groups.items(), NAMED)]
+    more = len(groups) - len(told)
+    return [*told, f"{name} leaves out {more} more groups for such reasons: --out FILE tells all"] if more else told
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -101,6 +101,19 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, network: list[str], cap
     assert "tFVD leaves out joy: 1 generated and 2 real clips; it takes two of each" in shown
 
 
+def test_of_many_groups_some_are_named_and_all_are_written(
+    tmp_path: Path, network: list[str], capsys: pytest.CaptureFixture[str]
+):
+    names = [f"class {letter}" for letter in "abcdefgh"]
+    real = write_clips(tmp_path / "real", names * 2, None)
+    made = write_clips(tmp_path / "made", names, None, first=16)
+    out = tmp_path / "all.json"
+    assert main(["--made", str(made), "--real", str(real), *network, "--out", str(out)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("tFVD leaves out class ") == 5 and "tFVD leaves out 3 more groups" in shown
+    assert json.loads(out.read_text())["quality"]["tfvd"]["left_out"].keys() == set(names)
+
+
 def write_run(folder: Path, root: Path) -> Path:
     """A run's folder as the trainer leaves it: three clips in two files, one of which it never trained on."""
     config = TrainerConfig(run="r", runs_dir=folder.parent, dataset=DatasetConfig(root=root, layout="clips"))
