@@ -18,14 +18,14 @@ from tests.studies.expressions import scene
 NAME = "chosen"
 PEOPLE, HELD_OUT = 30, 0.33  # neutral clips to begin with; part of the people that is held out
 KEPT = ("step", "reward", "rewarded", "entropy", "clips")  # of each update's event
-ACTIONS = {  # guidance, as printed: 11 throughout; from 1 to 3.5 and back; rising to 11; falling from 11
+ACTIONS = {  # guidance, as printed: 7 throughout; from 1 to 2.5 and back; rising to 7; falling from 7
     "steps": [5, 10],
     "pairs": [[1.0, 1.0], [2.0, 2.0], [2.0, 1.0], [1.0, 2.0]],
     "minimum": 1.0,
-    "maximum": 11.0,
+    "maximum": 7.0,
 }
-REWARDS = {  # an amplitude that is wanted: surprise shows at once here, disgust only when guided strongly, so that the
-    # best action depends on the state; the printed reward pays most for no expression, whatever the state
+REWARDS = {  # an amplitude that is wanted: surprise shows at once here, disgust and fear only when guided strongly, so
+    # that the best action depends on the state; the printed reward pays most for no expression, whatever the state
     "steps": {"weight": 0.3},
     "quality": {"weight": 3.0, "options": {"sharpness": 1000.0}},
     "face": {"weight": 3.0},
