@@ -65,7 +65,7 @@ def ablate(
     """
     benches = {seed: Bench.of(path, overrides, out / f"seed-{seed}", seed) for seed in seeds}
     said = [*benches[seeds[0]].own, *overrides]
-    _check(config.load(path, said))
+    _check(config.load(path, said), tables)
     settings = machine.check(path, said)
     arms = grid.arms(settings)
     run_as = grid.same(settings, arms)
@@ -90,19 +90,10 @@ def ablate(
     return 1 if failed else 0
 
 
-def _check(settings: config.Settings) -> None:
+def _check(settings: config.Settings, tables: Mapping[str, grid.Table]) -> None:
     """Raises ConfigError where arms would be measured on nothing, or change each other."""
-    trainer, agent = settings.get("trainer", {}), config.section(settings, "agent", AgentConfig)
-    task, model = trainer.get("task", "classification"), trainer.get("model", {})
-    measured = {
-        "classification": ("trainer.test_split", trainer.get("test_split") != ""),
-        "reid": ("trainer.model.query_split and gallery_split", "query_split" in model),
-        "face": ("trainer.model.pairs", bool(model.get("pairs"))),
-        "video": ("trainer.test_split", trainer.get("test_split") != ""),
-    }
-    key, known = measured.get(task, ("", True))
-    if not known:
-        raise ConfigError(f"an ablation compares what is measured on held-out images: set {key}", param=key)
+    _check_measured(settings.get("trainer", {}), tables)
+    agent = config.section(settings, "agent", AgentConfig)
     if agent.tune_while_training:
         raise ConfigError(
             "the arms of an ablation share weights, which must not change meanwhile: set "
@@ -120,6 +111,26 @@ def _check(settings: config.Settings) -> None:
             "the arms of an ablation share a service, which serves the weights that were activated last, be it for "
             "another arm: set activate = true in [agent.policy]",
             param="activate",
+        )
+
+
+def _check_measured(trainer: Mapping[str, Any], tables: Mapping[str, grid.Table]) -> None:
+    task, model = trainer.get("task", "classification"), trainer.get("model", {})
+    measured = {
+        "classification": ("trainer.test_split", trainer.get("test_split") != ""),
+        "reid": ("trainer.model.query_split and gallery_split", "query_split" in model),
+        "face": ("trainer.model.pairs", bool(model.get("pairs"))),
+        "video": ("trainer.test_split", trainer.get("test_split") != ""),
+    }
+    key, known = measured.get(task, ("", True))
+    if not known:
+        raise ConfigError(f"an ablation compares what is measured on held-out images: set {key}", param=key)
+    features = trainer.get("measure", {}).get("video", {}).get("features")
+    if (unmeasured := [name for name, table in tables.items() if table.distances]) and not features:
+        raise ConfigError(
+            f"{', '.join(unmeasured)}: the paper prints Frechet distances there, and no network is named to measure "
+            "them by: set trainer.measure.video.features, or leave them out of --tables",
+            param="trainer.measure.video.features",
         )
 
 

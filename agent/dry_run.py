@@ -50,7 +50,7 @@ def plan(settings: config.Settings) -> Iterator[tuple[str, list[str]]]:
     yield "read the data", _data(of_trainer, of_generator)
     if faces is not None:
         reader = faces.get("reader", "landmarks")
-        yield f"find neutral frames to begin with: faces are read by {reader}", _faces(reader, faces)
+        yield f"find neutral frames to begin with: faces are read by {reader}", _faces(reader, faces, agent.policy)
     for title, name, job in (("adapt", "adapt", agent.adapt), ("tune by reward", "tune", agent.tune)):
         if job is not None:
             later = " while it trains" if name == "tune" and agent.tune_while_training else ""
@@ -86,9 +86,11 @@ def _learning(job: PolicyJob) -> str:
     return f"learn a policy that chooses steps and guidance: {told}{most}{drawn}{clips}"
 
 
-def _faces(reader: str, faces: Mapping[str, Any]) -> list[str]:
-    lines = said("generator.faces", faces)
-    if reader == "openface" and not faces.get("openface"):
+def _faces(reader: str, faces: Mapping[str, Any], policy: PolicyJob | None) -> list[str]:
+    lines, given = said("generator.faces", faces), faces.get("openface") or {}
+    if reader == "openface" and policy is not None and policy.method != "random" and not given.get("binary"):
+        lines.append("# where is OpenFace? a policy has it read what is made: say generator.faces.openface.binary")
+    elif reader == "openface" and not given:
         lines.append("# where is OpenFace? say generator.faces.openface.binary, or generator.faces.openface.folder")
     return lines
 

@@ -28,6 +28,7 @@ class Expressions:
     identities: Sequence[IdentityFrame]  # empty where no dataset of clips is mounted
     composer: Composer
     reads_pixels: bool = True  # whether the reader of faces reads clips that are made; false: only what was stored
+    reader: str = ""  # identity of the reader; "": faces are not read
 
     @classmethod
     def open(
@@ -49,7 +50,7 @@ class Expressions:
             return cls(_first_frames(dataset), composer(config, backend, count))
         reader = open_reader(faces)
         frames = _neutral_frames(faces, dataset, reader)
-        return cls(frames, composer(config, backend, count, faces.folder / FILE), reader.reads_pixels)
+        return cls(frames, composer(config, backend, count, faces.folder / FILE), reader.reads_pixels, reader.identity)
 
 
 def _first_frames(dataset: Dataset | None) -> list[IdentityFrame]:

@@ -88,7 +88,7 @@ class Reporter:
     def status(self, state: str, problem: str | None = None) -> RunStatus:
         """How the run does now."""
         run, config, now, asked = self._run, self._run.config, time.time(), self._newest_feedback()
-        waiting, at = self._journal.doing, run.at  # before the curve, which has a point of every iteration before it
+        waiting, at = self._journal.doing, run.at  # read first: the curve has a point of each iteration before
         with self._lock:
             waited_s = self._waited_s + (now - waiting[1] if waiting is not None and waiting[0] == "wait" else 0.0)
             generated, curve = spans(self._generated), list(self._curve)

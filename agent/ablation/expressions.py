@@ -48,6 +48,7 @@ TABLES: dict[str, Table] = {
             ("+ face and amplitude", "reward-face"),
             ("+ quality, face and amplitude", ARGEN),
         ),
+        distances=True,
     ),
     "argen-5": Table(
         "parts of the stages",
@@ -59,6 +60,7 @@ TABLES: dict[str, Table] = {
             ("Random policy", "random-policy"),
             ("Learned policy", "without-asi"),
         ),
+        distances=True,
     ),
 }
 

@@ -18,4 +18,5 @@ class Table:
     title: str
     rows: tuple[tuple[str, str], ...]
     spread: Literal["standard error", "standard deviation"] = "standard error"
+    distances: bool = False  # what the paper prints of it are Frechet distances
     over: Mapping[str, str] = field(default_factory=dict)  # arm -> the arm that its gain is over, if not the baseline

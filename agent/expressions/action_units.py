@@ -62,16 +62,15 @@ ACTION_UNITS = {
 }
 
 _JOINED = r"\s*(?:[,;+/&]|and\b)\s*"
-_CODES = re.compile(
-    rf"\bAUs?[\s_#-]{{0,3}}[LR]?\d{{1,3}}[A-E]?\b(?:{_JOINED}(?:AUs?[\s_#-]{{0,3}})?[LR]?\d{{1,3}}[A-E]?\b)*",
-    re.IGNORECASE,
-)
+_MARK = r"(?:AUs?|action\s+units?)[\s_#:-]{0,3}"
+_CODES = re.compile(rf"\b{_MARK}[LR]?\d{{1,3}}[A-E]?\b(?:{_JOINED}(?:{_MARK})?[LR]?\d{{1,3}}[A-E]?\b)*", re.IGNORECASE)
 _TAG = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")  # what stands in brackets
 _TIDY = ((r"\s+", " "), (r"\s+([,.;:])", r"\1"), (r"([,;:])(?:\s*[,;:])+", r"\1"), (r"[(\[{]\s*[)\]}]", " "))
 
 
 def named(text: str) -> list[str]:
-    """The codes that a text names, each once, in its order: "AU4", "au 04", "AU04C", "AU1+2" and "AUs 1, 2" too."""
+    """The codes that a text names, each once, in its order: "AU4", "au 04", "AU04C", "AU1+2", "AUs 1, 2" and
+    "action unit 4" too."""
     return list(dict.fromkeys(code for found in _CODES.finditer(text) for code in _expanded(found.group())))
 
 

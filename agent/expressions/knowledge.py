@@ -47,8 +47,8 @@ class KnowledgeBase:
         Args:
             statistics: of the dataset that is mounted, where the settings name no others; None: none.
         """
-        literature = _of_toml(files(__package__).joinpath(LITERATURE).read_text(encoding="utf-8"), LITERATURE)
-        own = _of_toml(_text(config.knowledge, "knowledge"), str(config.knowledge)) if config.knowledge else {}
+        literature = _of_toml(files(__package__).joinpath(LITERATURE).read_text(encoding="utf-8"), LITERATURE, {})
+        own = _own(config.knowledge, config.aliases) if config.knowledge else {}
         statistics = config.statistics or statistics
         mined = _mined(statistics, config.aliases) if config.mined and statistics else {}
         entries = literature | own
@@ -77,7 +77,11 @@ def _text(path: Path, key: str) -> str:
         raise ConfigError(f"cannot read {path} ({error}): check {key}", param=key) from error
 
 
-def _of_toml(text: str, source: str) -> dict[str, list[Entry]]:
+def _own(path: Path, aliases: Mapping[str, str]) -> dict[str, list[Entry]]:
+    return _of_toml(_text(path, "knowledge"), str(path), aliases)
+
+
+def _of_toml(text: str, source: str, aliases: Mapping[str, str]) -> dict[str, list[Entry]]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -86,7 +90,7 @@ def _of_toml(text: str, source: str) -> dict[str, list[Entry]]:
     for name, listed in tables.items():
         if not isinstance(listed, list) or not listed:
             raise _wrong(source, name, f"there is no entry: write [[{name}]] and `units` under it")
-        emotion = emotion_of(name)
+        emotion = emotion_of(name, aliases)
         if emotion in entries:
             raise _wrong(source, name, f"{emotion!r} has entries under another name already: choose one")
         entries[emotion] = [_entry(emotion, table, source, f"{name}, entry {n}") for n, table in enumerate(listed, 1)]

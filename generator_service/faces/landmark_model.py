@@ -81,7 +81,10 @@ class LandmarkModel:
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> LandmarkModel:
         """Raises ConfigError when the folder holds no such checkpoint."""
-        advice = "name the folder of a landmark model"
+        advice = (
+            "name the folder of a landmark model, as train_landmarks of generator_service.faces.landmark_training "
+            "writes it"
+        )
         try:
             card = Card.model_validate_json((folder / CARD).read_bytes())
             content = (folder / WEIGHTS).read_bytes()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -35,7 +35,8 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     folder: Path | None = None  # of the CSV files; None: there are none
-    binary: Path | None = None  # OpenFace's program FeatureExtraction; None: frames that have no CSV are not read
+    binary: Path | None = None  # OpenFace's program FeatureExtraction, a path or a name on PATH; None: frames that have
+    # no CSV are not read
     timeout_s: float = Field(default=600.0, gt=0.0)  # that it may take for the frames of one call
 
 
@@ -50,11 +51,9 @@ class OpenFaceReader(AbsoluteReader):
             raise ConfigError("OpenFace needs `folder`, of its CSV files, or `binary`, its program FeatureExtraction")
         if config.folder is not None and not config.folder.is_dir():
             raise ConfigError(f"there is no folder {config.folder} with OpenFace's CSV files: check `folder`")
-        if config.binary is not None and not os.access(config.binary, os.X_OK):
-            raise ConfigError(f"{config.binary} is no program that can be run: check `binary`")
-        self._config = config
-        self.identity = f"openface {config.folder} {config.binary}"
-        self.reads_pixels = config.binary is not None
+        self._config, self._program = config, None if config.binary is None else _program(config.binary)
+        self.identity = f"openface {config.folder} {self._program}"
+        self.reads_pixels = self._program is not None
 
     def stored(self, clip: str, frames: Sequence[int]) -> FaceReading | None:
         """From the clip's CSV file; frames that it lacks show no face.
@@ -74,7 +73,7 @@ class OpenFaceReader(AbsoluteReader):
         Raises:
             ConfigError: its program is not configured. GenerationFailed: it failed, or took too long.
         """
-        if self._config.binary is None:
+        if self._program is None:
             raise ConfigError(
                 "OpenFace has no CSV file of these frames: name its program FeatureExtraction with "
                 "generator.faces.openface.binary, or use another generator.faces.reader",
@@ -87,20 +86,33 @@ class OpenFaceReader(AbsoluteReader):
                 Image.fromarray(frame).save(pictures / f"{number:06d}.png")
             self._run(["-fdir", str(pictures), "-out_dir", str(out), "-of", "read", "-2Dfp", "-aus", "-au_static"])
             if not (out / "read.csv").exists():
-                raise GenerationFailed(f"{self._config.binary} wrote no CSV file: try it by hand on a folder of frames")
+                raise GenerationFailed(f"{self._program} wrote no CSV file: try it by hand on a folder of frames")
             return parsed(out / "read.csv", range(len(frames)))
 
     def _run(self, arguments: list[str]) -> None:
-        command = [str(self._config.binary), *arguments]
+        command = [str(self._program), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=self._config.timeout_s)
         except subprocess.TimeoutExpired as error:
             raise GenerationFailed(
                 f"{command[0]} took more than {self._config.timeout_s:g} s: raise generator.faces.openface.timeout_s"
             ) from error
+        except OSError as error:
+            raise GenerationFailed(f"{command[0]} cannot be run ({error}): try it by hand") from error
         if done.returncode:
             told = (done.stderr or done.stdout).strip()[-TOLD:]
             raise GenerationFailed(f"{command[0]} failed with status {done.returncode}: {told}")
+
+
+def _program(binary: Path) -> Path:
+    """Where it is: on PATH, or else a path from the working folder. Raises ConfigError."""
+    found = shutil.which(binary) or shutil.which(binary.absolute())
+    if found is None:
+        raise ConfigError(
+            f"{binary} is no program that can be run: give the path of OpenFace's FeatureExtraction, or a name on "
+            "PATH, as `binary`"
+        )
+    return Path(found).absolute()
 
 
 def parsed(path: Path, frames: Sequence[int]) -> FaceReading:

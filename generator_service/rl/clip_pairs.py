@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -99,10 +99,12 @@ class Source:
         self.split(job)
 
     def digest(self) -> str:
-        """Hash of all that decides which pairs there are, and what is read in their clips."""
+        """Hash of all that decides which pairs there are, how their texts are composed, and what is read in their
+        clips; of files and models, what they hold."""
         assert self.expressions is not None and self.dataset is not None
-        faces = "" if self.faces is None else self.faces.model_dump_json()
-        said = [self.settings.model_dump_json(), faces, self.negative_prompt, *self.dataset.classes]
+        known = {name: [asdict(e) for e in held] for name, held in self.expressions.composer.knowledge.entries.items()}
+        faces = ["" if self.faces is None else self.faces.model_dump_json(), self.expressions.reader]
+        said = [self.settings.model_dump_json(), *faces, self.negative_prompt, known, *self.dataset.classes]
         return hashlib.sha256(json.dumps([*said, *self.expressions.identities]).encode()).hexdigest()
 
     # ------------------------------------------------------------ pairs
@@ -116,9 +118,10 @@ class Source:
         pairs = self._pairs(job)
         people = sorted({pair.person for pair in pairs})
         if len(people) < 2:
+            more = "draw more `pairs`, " if job.pairs is not None else ""
             raise NoFace(
-                f"clips of {len(people)} people can be used, and some are to be held out: mount clips of two people at "
-                "least, say who is who (`subject`), or loosen the gates of generator.faces",
+                f"clips of {len(people)} people can be used, and some are to be held out: {more}mount clips of two "
+                "people at least, say who is who (`subject`), or loosen the gates of generator.faces",
                 param="type",
             )
         order = np.random.default_rng(job.seed).permutation(len(people))

@@ -135,8 +135,17 @@ def test_what_would_spoil_the_comparison_is_refused():
         ('trainer.test_split=""', "set trainer.test_split"),
     ):
         with pytest.raises(ConfigError, match=says):
-            ablate._check(config.load(recipes.find("dfew"), [*SOMEWHERE, said]))
-    ablate._check(config.load(recipes.find("dfew"), SOMEWHERE))
+            ablate._check(config.load(recipes.find("dfew"), [*SOMEWHERE, said]), {})
+    ablate._check(config.load(recipes.find("dfew"), SOMEWHERE), {})
+
+
+def test_tables_of_frechet_distances_want_a_network():
+    recipe = recipes.find("dfew")
+    ablate._check(config.load(recipe, SOMEWHERE), {name: TABLES[name] for name in ("argen-2", "argen-3")})
+    with pytest.raises(ConfigError, match=r"argen-4, argen-5.*trainer\.measure\.video\.features"):
+        ablate._check(config.load(recipe, SOMEWHERE), TABLES)
+    named = "trainer.measure.video.features=torchscript:i3d.pt"
+    ablate._check(config.load(recipe, [*SOMEWHERE, named]), TABLES)
 
 
 # ---------------------------------------------------------------- what the paper prints

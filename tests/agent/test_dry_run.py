@@ -58,6 +58,8 @@ def test_of_clips_the_plan_says_who_reads_faces_who_writes_prompts_and_what_the_
     title, faces = step(found, "find neutral frames")
     assert "openface" in title and "generator.faces.openface.binary = /opt/FeatureExtraction" in faces
     assert faces[-1][0] != "#" and step(planned("dfew"), "find neutral frames")[1][-1].startswith("# where is OpenFace")
+    stored = planned("dfew", "generator.faces.openface.folder=csv")
+    assert "a policy has it read what is made" in step(stored, "find neutral frames")[1][-1]
     title, prompts = step(found, "before training, make clips")
     assert title.endswith(": local")
     assert "agent.expressions.local.model = Qwen/Qwen2.5-VL-7B-Instruct" in prompts

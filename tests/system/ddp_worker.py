@@ -60,6 +60,7 @@ def train(config: TrainerConfig, broker: str, processes: OneProcess) -> Record:
 if __name__ == "__main__":
     with joined("cpu") as together:
         for path in map(Path, sys.argv[1:]):
+            print(f"training {path.stem}", flush=True)
             settings = settings_file.section(settings_file.load(path), "trainer", TrainerConfig)
             seen = train(settings, os.environ["ONTHEFLY_BROKER_URL"], together)
             torch.save(vars(seen), path.with_suffix("." + os.environ["RANK"]))

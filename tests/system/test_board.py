@@ -47,9 +47,7 @@ def test_a_run_tells_how_it_does_and_shows_what_was_made_for_it(tmp_path, broker
     with serving(tmp_path, broker, checkpoint, data) as url:
         config = trainer_config(tmp_path / "runs", data, url, mode="async", max_staleness=1)
         run_training(config, broker, look)
-    assert [status.iteration for status in seen] == [0, 1, 2, 3, 4]
     assert [len(status.curve) for status in seen] == [0, 1, 2, 3, 4]
-    assert [status.newest_feedback for status in seen] == asked_by_then
     assert [status.oldest_useful for status in seen[1:]] == [0, 1, 2, 3]
     told, rows = board.run("run"), record.rows(config.folder / "metrics.jsonl")
     assert (told.state, told.problem, told.iteration, told.updates) == ("done", None, 5, rows[-1]["updates"])

@@ -39,7 +39,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shortened(script: str) -> str:
-    """The README's commands with a small run's settings; its address and environment become this test's."""
+    """The README's commands with a small run's settings, and a small model; its address and environment become this
+    test's."""
     added = overrides([*SHORT, "trainer.model.model=timm:test_resnet"])
     script = re.sub(r"(onthefly (?:up|serve|train) --config \S+)", rf"\1 {added}", script)
     script = re.sub(r"(onthefly (?:adapt|generate) )", rf"\1--url http://127.0.0.1:{PORT} ", script)

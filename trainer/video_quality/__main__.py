@@ -94,14 +94,14 @@ def notes(found: Assessment) -> list[str]:
             told += _left_out(name, groups.left_out)
             told += [f"{name}: the group of {groups.unassigned} clips is not known"] if groups.unassigned else []
     if found.diversity is not None:
-        told += [f"diversity leaves out {name}: it has one clip" for name in found.diversity.left_out]
+        told += _left_out("diversity", dict.fromkeys(found.diversity.left_out, "it has one clip"))
     return told
 
 
 def _left_out(name: str, groups: Mapping[str, str]) -> list[str]:
     told = [f"{name} leaves out {group}: {why}" for group, why in islice(groups.items(), NAMED)]
     more = len(groups) - len(told)
-    return [*told, f"{name} leaves out {more} more groups for such reasons: --out FILE tells all"] if more else told
+    return [*told, f"{name} leaves out {more} more for such reasons: --out FILE tells all"] if more else told
 
 
 def _number(value: float | None, digits: int = 2) -> str:

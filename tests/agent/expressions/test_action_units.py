@@ -31,6 +31,7 @@ def test_a_phrase_has_one_place_for_an_adverb_and_speaks_of_the_parts_it_moves(c
         ("AUs 1, 2 and 5B", ["AU01", "AU02", "AU05"]),
         ("[AU-12C; AU_25] AUR14", ["AU12", "AU25", "AU14"]),
         ("AU4/AU7 & AU04", ["AU04", "AU07"]),
+        ("AU: 05, Action Unit 12 and action units 4, 7", ["AU05", "AU12", "AU04", "AU07"]),
         ("Austria has 4 brows, MAU4, AU, gaude 12", []),
     ],
 )
@@ -47,6 +48,7 @@ def test_codes_are_found_however_they_are_written(text: str, codes: list[str]):
         ("eyes (a bit) wide", "eyes (a bit) wide"),
         ("A(AU1)U 2 up", "A U 2 up"),
         ("AU (AU1) 2 up", "up"),
+        ("lips curl (Action Unit 12), lids rise (AU: 05)", "lips curl, lids rise"),
     ],
 )
 def test_codes_are_taken_out_with_what_brackets_them(text: str, without: str):
@@ -54,7 +56,7 @@ def test_codes_are_taken_out_with_what_brackets_them(text: str, without: str):
 
 
 PIECES = st.sampled_from(
-    ["AU", "au", "s", " ", "1", "04", "12C", "+", ",", "(", ")", "[", "]", "brows", "and", "L", "-"]
+    ["AU", "au", "action unit", "s", " ", ":", "1", "04", "12C", "+", ",", "(", ")", "[", "]", "brows", "and", "L", "-"]
 )
 
 

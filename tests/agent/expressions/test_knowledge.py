@@ -73,6 +73,11 @@ def test_own_names_go_first(tmp_path: Path):
     assert base.of("Fear") == base.of("sadness")
 
 
+def test_own_entries_may_go_by_own_names(tmp_path: Path):
+    base = opened(tmp_path, "[[awe]]\nunits = { AU01 = 0.7 }\n", aliases={"awe": "surprise"})
+    assert [dict(entry.units) for entry in base.of("surprise")] == [{"AU01": 0.7}]
+
+
 def test_an_unknown_class_is_told_how_to_become_known(tmp_path: Path):
     with pytest.raises(UnknownClass, match=r"'bored'.*agent\.expressions\.aliases.*\[\[bored\]\].*knowledge"):
         opened(tmp_path).of("bored")

@@ -119,9 +119,23 @@ def test_its_program_reads_new_frames_in_their_order(tmp_path: Path):
     assert found.presence.tolist() == [0.9] * 12
 
 
+@pytest.mark.parametrize("how", ["FeatureExtraction", "./FeatureExtraction", "sub/FeatureExtraction", "on PATH"])
+def test_its_program_may_be_named_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    program(tmp_path / "sub" if how in ("sub/FeatureExtraction", "on PATH") else tmp_path, PROGRAM)
+    if how == "on PATH":
+        monkeypatch.setenv("PATH", str(tmp_path / "sub"), prepend=":")
+        how = "FeatureExtraction"
+    reader = OpenFaceReader(Config.model_validate({"binary": how}))
+    monkeypatch.chdir("/")
+    assert reader.read(np.zeros((2, 4, 4, 3), dtype=np.uint8)).presence.tolist() == [0.9, 0.9]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("no program, but may be executed", "cannot be run"),
         ("#!/bin/sh\necho no model >&2\nexit 3\n", "status 3: no model"),
         ("#!/bin/sh\nexit 0\n", "wrote no CSV"),
         ("#!/bin/sh\nexec sleep 20\n", "took more than 0.2 s"),
@@ -133,7 +147,7 @@ def test_a_program_that_fails_is_told(tmp_path: Path, text: str, told: str):
         reader.read(np.zeros((1, 4, 4, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("table", [{}, {"folder": "nowhere"}, {"binary": "nowhere"}])
+@pytest.mark.parametrize("table", [{}, {"folder": "nowhere"}, {"binary": "nowhere"}, {"binary": "/"}])
 def test_wrong_settings_are_refused(table: dict[str, str]):
     with pytest.raises(ConfigError):
         open_reader(FacesConfig.model_validate({"reader": "openface", "openface": table}))

@@ -185,19 +185,27 @@ def test_what_is_missing_is_named(given, dataset, backend, tmp_path):
     alone = drawn(tmp_path / "alone", {"neutral": 3, "fear": 1}, subjects=1)
     with pytest.raises(NoFace, match="clips of 1 people"):
         source(alone, backend).check(policy_job())
+    with pytest.raises(NoFace, match="draw more `pairs`"):
+        source(alone, backend).check(policy_job(pairs=2))
     strange = replace(given, settings=given.settings.model_copy(update={"aliases": {"fear": "ennui"}}))
     strange = replace(strange, expressions=source(dataset, backend, aliases={"fear": "ennui"}).expressions)
     with pytest.raises(UnknownClass, match="fear"):
         strange.check(policy_job())
 
 
-def test_what_decides_the_pairs_is_in_the_digest(given, dataset, backend):
+def test_what_decides_the_pairs_is_in_the_digest(given, dataset, backend, tmp_path):
     assert given.digest() == source(dataset, backend).digest()
-    others = [
+    knowledge = tmp_path / "own.toml"
+    others = []
+    for strength in (0.5, 0.6):  # another content of the same file
+        knowledge.write_text(f"[[fear]]\nunits = {{ AU01 = {strength} }}\n")
+        others.append(source(dataset, backend, knowledge=knowledge))
+    others += [
         source(dataset, backend, candidates=1),
+        replace(given, expressions=replace(given.expressions, reader="another model in the same place")),
         replace(given, negative_prompt=None),
         replace(given, faces=given.faces.model_copy(update={"min_side": 1})),
         replace(given, expressions=replace(given.expressions, identities=given.expressions.identities[1:])),
     ]
-    assert len({given.digest(), *(other.digest() for other in others)}) == 5
+    assert len({given.digest(), *(other.digest() for other in others)}) == 1 + len(others)
     assert np.all([len(other.digest()) == 64 for other in others])

@@ -110,7 +110,7 @@ def test_of_many_groups_some_are_named_and_all_are_written(
     out = tmp_path / "all.json"
     assert main(["--made", str(made), "--real", str(real), *network, "--out", str(out)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert shown.count("tFVD leaves out class ") == 5 and "tFVD leaves out 3 more groups" in shown
+    assert shown.count("tFVD leaves out class ") == 5 and "tFVD leaves out 3 more for" in shown
     assert json.loads(out.read_text())["quality"]["tfvd"]["left_out"].keys() == set(names)
 
 
