@@ -11,15 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from protocol import clips, codec
+from protocol import clips
 from protocol.bus import QueueConfig
 from protocol.dataset import sample_id
-from protocol.entries import BlobRef, Sample, SampleBatch
 from protocol.errors import ConfigError
-from protocol.fields import WeightsRef
 from protocol.messages import ClassShortage, Feedback
 from tests.trainer.clip_folders import FRAMES, moving, write_clips
 from tests.trainer.video_quality import networks
+from tests.trainer.video_quality.batches import batch, sample
 from trainer import measure, start, summary
 from trainer.loop import train
 from trainer.record import rows
@@ -28,7 +27,6 @@ from trainer.settings import TrainerConfig
 from trainer.start import open_run
 from trainer.video_quality.frechet import frechet_distance
 
-WEIGHTS = WeightsRef(name="tiny", version=1, digest="0" * 64)
 TINY = {"model": "small_cnn", "image_size": 8, "frames": 4, "hidden": 8, "heads": 2}
 
 
@@ -60,49 +58,14 @@ def made(seed: int) -> np.ndarray:
 def admit(run: Run, seeds: list[int]) -> None:
     """Synthetic clips of class left, as if the run had asked for them and trained on all but the last."""
     label = run.splits.dataset.classes.index("left")
-    samples = [
-        Sample(
-            id=f"made-{seed}",
-            run="run",
-            feedback=0,
-            model_version=0,
-            source_id="class:left",
-            index=index,
-            seed=seed,
-            label=label,
-            class_name="left",
-            prompt="left",
-            guidance_scale=9.0,
-            steps=5,
-            scheduler="ddim",
-            strength=1.0,
-            frames=FRAMES,
-            init_id=sample_id("train/right/000"),
-            weights=WEIGHTS,
-            created=0.0,
-        )
-        for index, seed in enumerate(seeds)
-    ]
-    data = codec.encode({"images": np.stack([made(seed) for seed in seeds])})
-    batch = SampleBatch(
-        unit_id="run.0.0",
-        run="run",
-        feedback=0,
-        unit=0,
-        units=1,
-        model_version=0,
-        weights=WEIGHTS,
-        samples=samples,
-        blob=BlobRef(ref="file:x", sha256=codec.digest(data), size=len(data)),
-        worker="w",
-        started=0.0,
-        finished=1.0,
-    )
-    assert run.pool is not None and run.pool.admit(batch, data)
+    begins_with = sample_id("train/right/000")
+    samples = [sample("run", 0, seed, label, "left", FRAMES, begins_with) for seed in seeds]
+    answered, data = batch(samples, [made(seed) for seed in seeds])
+    assert run.pool is not None and run.pool.admit(answered, data)
     fates = ["trained"] * (len(seeds) - 1) + ["near copy"]
     with (run.config.folder / "selection.jsonl").open("a") as file:
-        for sample, fate in zip(samples, fates, strict=True):
-            file.write(json.dumps({"id": sample.id, "iteration": 0, "kept": fate == "trained", "fate": fate}) + "\n")
+        for one, fate in zip(samples, fates, strict=True):
+            file.write(json.dumps({"id": one.id, "iteration": 0, "kept": fate == "trained", "fate": fate}) + "\n")
 
 
 def features(arrays: list[np.ndarray]) -> torch.Tensor:

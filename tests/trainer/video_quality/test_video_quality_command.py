@@ -16,16 +16,13 @@ from protocol import clips, codec
 from protocol import config as settings_file
 from protocol.dataset import Dataset, DatasetConfig
 from protocol.dataset import sample_id as id_of
-from protocol.entries import BlobRef, Sample, SampleBatch
-from protocol.fields import WeightsRef
 from tests.trainer.video_quality import networks
+from tests.trainer.video_quality.batches import batch, sample
 from trainer import record
 from trainer.settings import TrainerConfig, VideoMeasureConfig
 from trainer.video_quality.__main__ import main
 from trainer.video_quality.frechet import frechet_distance
 from trainer.video_quality.subject import compared, trained_on
-
-WEIGHTS = WeightsRef(name="tiny", version=1, digest="0" * 64)
 
 
 def clip(seed: int, frames: int = 5, size: int = 8) -> np.ndarray:
@@ -122,58 +119,16 @@ def write_run(folder: Path, root: Path) -> Path:
     samples = []
     for unit, seeds in enumerate(([50, 51], [52])):
         begins_with = id_of(f"{2 + unit:03d}.webp")
-        samples += write_batch(folder / "batches", unit, [sample(seed, begins_with) for seed in seeds])
+        told = [sample("r", 1, seed, 0, "fear", 5, begins_with) for seed in seeds]
+        answered, data = batch(told, [clip(seed) for seed in seeds], unit, units=2)
+        file = folder / "batches" / f"000001-{unit:06d}.json"
+        file.write_text(answered.model_dump_json())
+        file.with_suffix(".safetensors").write_bytes(data)
+        samples += told
     rows = [{"id": one.id, "iteration": 1, "kept": True, "fate": "trained"} for one in samples]
     rows[1]["fate"] = "near copy"
     (folder / "selection.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
     return folder
-
-
-def sample(seed: int, begins_with: str) -> Sample:
-    """What is told of a clip that was made from a real clip's frame."""
-    return Sample(
-        id=f"made-{seed}",
-        run="r",
-        feedback=1,
-        model_version=0,
-        source_id="class:fear",
-        index=seed,
-        seed=seed,
-        label=0,
-        class_name="fear",
-        prompt="fear",
-        guidance_scale=9.0,
-        steps=5,
-        scheduler="ddim",
-        strength=1.0,
-        frames=5,
-        init_id=begins_with,
-        weights=WEIGHTS,
-        created=0.0,
-    )
-
-
-def write_batch(folder: Path, unit: int, samples: list[Sample]) -> list[Sample]:
-    """One of two batches of a run, and its clips; returns its samples."""
-    data = codec.encode({"images": np.stack([clip(one.seed) for one in samples])})
-    batch = SampleBatch(
-        unit_id=f"r.1.{unit}",
-        run="r",
-        feedback=1,
-        unit=unit,
-        units=2,
-        model_version=0,
-        weights=WEIGHTS,
-        samples=samples,
-        blob=BlobRef(ref="file:x", sha256=codec.digest(data), size=len(data)),
-        worker="w",
-        started=0.0,
-        finished=1.0,
-    )
-    file = folder / f"000001-{unit:06d}.json"
-    file.write_text(batch.model_dump_json())
-    file.with_suffix(".safetensors").write_bytes(data)
-    return samples
 
 
 def test_a_run_is_measured_by_what_it_trained_on_and_subjects_are_those_of_first_frames(
